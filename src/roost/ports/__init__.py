@@ -1,0 +1,1 @@
+"""Protocols for the outside and the value types they speak. Holds no rules and does no I/O."""
