@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from roost.ports.kernels import Checkpoint
+
 
 class PurchaseOption(StrEnum):
     """How capacity is bought."""
@@ -117,6 +119,10 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     cpu_percent: float = 0.0
     memory_mib: float = 0.0
     exit_code: int | None = None
+    checkpoint: Checkpoint | None = None
+    """The last capture of this task that is durable off the host: truth that survives a lost event."""
+    imports: tuple[str, ...] = ()
+    """Modules a standby kernel has imported."""
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):

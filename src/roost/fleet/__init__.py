@@ -1,0 +1,1 @@
+"""Instances by claim: somebody claims a host, fleet finds the offer, launches, watches and ends it."""

@@ -1,0 +1,129 @@
+"""What fleet does next for one claim. Pure: a snapshot in, instructions with reasons out."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from roost.fleet.model import Claim, ClaimState, Instance, InstanceState, Pool, RankedOffer, Spread
+from roost.ports.values import Ask, NoticeKind, Offer
+
+BOOT_LIMIT_S = 600.0
+"""An instance that is not ready after this long is given up (seconds; cold boots take up to 274 s)."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the plan may look at."""
+
+    claim: Claim
+    instance: Instance | None
+    """The newest instance of the claim, after ``observe``."""
+    now_s: float
+
+
+class Choose(msgspec.Struct, frozen=True, kw_only=True):
+    """Rank offers, record a planned instance for the best one."""
+
+    reason: str
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """Call the provider with the instance's token (again, if the reply was lost)."""
+
+    instance: Instance
+
+
+class Terminate(msgspec.Struct, frozen=True, kw_only=True):
+    """End the instance at the provider."""
+
+    instance: Instance
+    reason: str
+
+
+class Settle(msgspec.Struct, frozen=True, kw_only=True):
+    """Move the claim to a state that follows from its instance."""
+
+    state: ClaimState
+    reason: str
+
+
+Instruction = Choose | Launch | Terminate | Settle
+
+
+def plan(snapshot: Snapshot) -> list[Instruction]:
+    """The next instructions for a claim; empty when there is nothing to do but wait."""
+    claim, instance = snapshot.claim, snapshot.instance
+    if claim.state in (ClaimState.RELEASED, ClaimState.SPENT):
+        return _wind_down(claim, instance)
+    if claim.state is ClaimState.ENDED:
+        return []
+    if instance is None:
+        return [Choose(reason=f"{claim.role} host for {claim.parent}")]
+    return _pursue(snapshot, instance)
+
+
+def _wind_down(claim: Claim, instance: Instance | None) -> list[Instruction]:
+    if instance is None or instance.ended:
+        if claim.state is ClaimState.SPENT:
+            return []
+        return [Settle(state=ClaimState.ENDED, reason="its instance is gone")]
+    return [Terminate(instance=instance, reason=f"claim {claim.state}")]
+
+
+def _pursue(snapshot: Snapshot, instance: Instance) -> list[Instruction]:
+    claim = snapshot.claim
+    match instance.state:
+        case InstanceState.PLANNED | InstanceState.REQUESTED:
+            return [Launch(instance=instance)]
+        case InstanceState.BOOTING:
+            if snapshot.now_s - instance.created_s > BOOT_LIMIT_S:
+                return [Terminate(instance=instance, reason="not ready in time")]
+        case InstanceState.READY:
+            if claim.state is ClaimState.WANTED:
+                return [Settle(state=ClaimState.HELD, reason=f"{instance.id} is ready")]
+        case InstanceState.DRAINING:
+            return [Terminate(instance=instance, reason="draining")]
+        case _ if instance.ended and claim.state is ClaimState.HELD:
+            return [Settle(state=ClaimState.SPENT, reason=f"{instance.id} {instance.ended_reason}")]
+        case _ if instance.ended:
+            return [Choose(reason=f"{instance.id} {instance.state} before it was ready")]
+    return []
+
+
+def narrowed(claim: Claim, pools: Sequence[Pool], now_s: float) -> Ask:
+    """The claim's ask without the pools to avoid and away from the offers it must be apart from."""
+    ask = claim.ask
+    avoid_pools = [p.id for p in pools if p.avoid_until_s > now_s]
+    clouds, regions = list(ask.avoid_clouds), list(ask.avoid_regions)
+    for offer in claim.away_from:
+        avoid_pools.append(offer.key)
+        if claim.spread is Spread.PROVIDER:
+            clouds.append(offer.provider)
+        if claim.spread is Spread.REGION:
+            regions.append(offer.region)
+    return msgspec.structs.replace(
+        ask,
+        avoid_clouds=_unique(clouds),
+        avoid_regions=_unique(regions),
+        avoid_pools=_unique([*ask.avoid_pools, *avoid_pools]),
+    )
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def avoidance(instance: Instance, now_s: float) -> Pool | None:
+    """The pool to avoid for a while because of how this instance ended or was refused."""
+    if instance.state is InstanceState.FAILED:
+        return Pool(id=instance.offer.key, avoid_until_s=now_s + 600.0, reason="refused capacity")
+    noticed = instance.notice is not None and instance.notice.kind is NoticeKind.INTERRUPTION
+    if noticed or instance.state is InstanceState.LOST:
+        return Pool(id=instance.offer.key, avoid_until_s=now_s + 3600.0, reason="interrupted")
+    return None
+
+
+def first(ranked: Sequence[RankedOffer]) -> tuple[Offer, str]:
+    """The winner and why, with how many it beat."""
+    best = ranked[0]
+    others = len(ranked) - 1
+    return best.offer, f"{best.reason} (best of {others + 1})"
