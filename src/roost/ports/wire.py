@@ -65,6 +65,8 @@ class Welcome(_Message, frozen=True, kw_only=True):
     events_seen: int = 0
     """Highest event seq control has; the agent drops up to here."""
     now_s: float = 0.0
+    certificate: bytes = b""
+    """PEM of the host's client certificate (over TLS only): shown on every later connection."""
 
 
 class Refused(_Message, frozen=True, kw_only=True):
