@@ -1,0 +1,352 @@
+"""What a session needs next. Pure: a snapshot in, instructions with reasons out.
+
+The order of a move: find the target while the kernel works on; freeze (hold the routes, fence) only
+when the target is ready or the deadline is near; capture; restore; route; let the old host go.
+"""
+
+import msgspec
+
+from roost.fleet.model import ClaimView
+from roost.notebooks.model import Cause, Move, Phase, Session, SessionState
+from roost.ports.values import NoticeKind, Offer, TaskReport
+
+FREEZE_MARGIN_S = 15.0
+"""Before a deadline, when the move starts even if a cell runs or no target is ready (seconds)."""
+SAFETY_S = 3.0
+"""A capture must end this long before the machine goes."""
+CAPTURE_BUDGET_S = 60.0
+"""Longest capture without a deadline."""
+CAPTURE_ATTEMPTS = 3
+SILENT_S = 15.0
+"""A host its provider lists as running but that is not connected for this long is given up."""
+KERNEL_MISSING_S = 3.0
+"""A kernel its connected host does not report for this long is dead."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the plan may look at."""
+
+    session: Session
+    active: ClaimView | None
+    standby: ClaimView | None
+    now_s: float
+    silent_s: float = 0.0
+    """How long the active host has not been connected."""
+    missing_s: float = 0.0
+    """How long the connected active host has not reported the session's kernel."""
+    warmed: tuple[str, ...] | None = None
+    """Imports the standby host was last warmed with; None = not yet."""
+
+
+class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
+    """Claim a host."""
+
+    role: str
+    away_from: tuple[Offer, ...]
+    reason: str
+
+
+class DropHost(msgspec.Struct, frozen=True, kw_only=True):
+    """Release a claim and forget it."""
+
+    claim_id: str
+    reason: str
+
+
+class WarmHost(msgspec.Struct, frozen=True, kw_only=True):
+    """Have a standby kernel with the recorded imports there."""
+
+    host_id: str
+    imports: tuple[str, ...]
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True):
+    """A host is ready for the first kernel."""
+
+    host_id: str
+
+
+class BackToRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """The host went away before the kernel was up."""
+
+    reason: str
+
+
+class StartKernel(msgspec.Struct, frozen=True, kw_only=True):
+    """Start or restore the kernel at the session's epoch, then point the routes."""
+
+    host_id: str
+    claim_id: str
+    offer: Offer
+
+
+class BeginMove(msgspec.Struct, frozen=True, kw_only=True):
+    """The session changes place."""
+
+    cause: Cause
+    reason: str
+    deadline_s: float | None = None
+    offer: Offer | None = None
+
+
+class Urge(msgspec.Struct, frozen=True, kw_only=True):
+    """The move under way has a new, stronger reason."""
+
+    cause: Cause
+    reason: str
+    deadline_s: float | None
+
+
+class Freeze(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop accepting work at the old place."""
+
+    reason: str
+
+
+class Capture(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the routes, fence, capture."""
+
+    host_id: str
+    claim_id: str
+    budget_s: float
+
+
+class Fallback(msgspec.Struct, frozen=True, kw_only=True):
+    """Restore from the last durable checkpoint."""
+
+    reason: str
+    since_s: float
+
+
+class Aim(msgspec.Struct, frozen=True, kw_only=True):
+    """Restore on this host."""
+
+    host_id: str
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """Take routes, server and kernel away and release the claims."""
+
+
+Instruction = (
+    NeedHost
+    | DropHost
+    | WarmHost
+    | Begin
+    | BackToRequested
+    | StartKernel
+    | BeginMove
+    | Urge
+    | Freeze
+    | Capture
+    | Fallback
+    | Aim
+    | Stop
+)
+
+
+def plan(snapshot: Snapshot) -> list[Instruction]:
+    """The next instructions; empty when there is nothing to do but wait."""
+    session = snapshot.session
+    if session.state is SessionState.STOPPED:
+        return []
+    if session.desired == "stopped":
+        return [Stop()]
+    match session.state:
+        case SessionState.REQUESTED:
+            return _place(snapshot)
+        case SessionState.STARTING:
+            return _start(snapshot)
+        case SessionState.RUNNING:
+            return _run(snapshot)
+        case SessionState.MOVING:
+            return _move(snapshot)
+    return []
+
+
+def _place(snapshot: Snapshot) -> list[Instruction]:
+    active = snapshot.active
+    if active is None:
+        reason = f"session {snapshot.session.name} needs a host"
+        return [NeedHost(role="active", away_from=(), reason=reason)]
+    if active.gone:
+        return [DropHost(claim_id=active.claim.id, reason="gone before the kernel started")]
+    if active.usable and active.instance is not None:
+        return [Begin(host_id=active.instance.id)]
+    return _spare(snapshot)
+
+
+def _start(snapshot: Snapshot) -> list[Instruction]:
+    active = snapshot.active
+    if active is None or active.gone or _noticed(active):
+        reason = "its host went away before the kernel was up"
+        return [BackToRequested(reason=reason)]
+    if active.usable and active.instance is not None:
+        return [
+            StartKernel(
+                host_id=active.instance.id,
+                claim_id=active.claim.id,
+                offer=active.instance.offer,
+            )
+        ]
+    return []
+
+
+def _run(snapshot: Snapshot) -> list[Instruction]:
+    reason = _reason_to_move(snapshot)
+    if reason is not None:
+        return [reason]
+    old: list[Instruction] = [
+        DropHost(claim_id=c, reason="the session moved on") for c in snapshot.session.old_claims
+    ]
+    return old or _spare(snapshot)
+
+
+def _reason_to_move(snapshot: Snapshot) -> BeginMove | None:
+    session, active = snapshot.session, snapshot.active
+    instance = active.instance if active else None
+    offer = instance.offer if instance else None
+    if active is None or active.gone or instance is None or instance.ended:
+        why = instance.ended_reason if instance else "its claim is gone"
+        return BeginMove(cause=Cause.LOST, reason=f"host lost: {why}", offer=offer)
+    notice = instance.notice
+    if notice is not None:
+        reason = f"{notice.kind} notice from {notice.source}"
+        deadline_s = notice.deadline_s
+        return BeginMove(cause=Cause.NOTICE, reason=reason, deadline_s=deadline_s, offer=offer)
+    if snapshot.silent_s > SILENT_S:
+        reason = f"host silent for {snapshot.silent_s:.0f} s"
+        return BeginMove(cause=Cause.UNREACHABLE, reason=reason, offer=offer)
+    if snapshot.missing_s > KERNEL_MISSING_S:
+        reason = "the host no longer runs the kernel"
+        return BeginMove(cause=Cause.KERNEL_LOST, reason=reason, offer=offer)
+    if session.move_asked:
+        return BeginMove(cause=Cause.ASKED, reason=session.move_asked, offer=offer)
+    return None
+
+
+def _move(snapshot: Snapshot) -> list[Instruction]:
+    move = snapshot.session.move
+    assert move is not None, "a moving session has a move"
+    match move.phase:
+        case Phase.PREPARING:
+            return _prepare(snapshot, move)
+        case Phase.CAPTURING:
+            return _capture(snapshot, move)
+        case Phase.RESTORING:
+            return _restore(snapshot, move)
+
+
+def _prepare(snapshot: Snapshot, move: Move) -> list[Instruction]:
+    active, now_s = snapshot.active, snapshot.now_s
+    if move.cause in (Cause.LOST, Cause.UNREACHABLE, Cause.KERNEL_LOST) or _ended(active):
+        ended_s = active.instance.ended_s if active and active.instance else None
+        since_s = ended_s if ended_s is not None else move.started_s
+        return [Fallback(reason=move.reason, since_s=since_s)]
+    instance = active.instance if active else None
+    notice = instance.notice if instance else None
+    if notice is not None and move.cause is Cause.ASKED:
+        reason = f"{notice.kind} notice from {notice.source}"
+        return [Urge(cause=Cause.NOTICE, reason=reason, deadline_s=notice.deadline_s)]
+    pressing = move.deadline_s is not None and now_s > move.deadline_s - FREEZE_MARGIN_S
+    if pressing:
+        return [Freeze(reason="the deadline is near")]
+    if _ready_target(snapshot) and not _busy(snapshot):
+        return [Freeze(reason="the target is ready")]
+    return _spare(snapshot, wanted=True)
+
+
+def _capture(snapshot: Snapshot, move: Move) -> list[Instruction]:
+    active = snapshot.active
+    left_s = CAPTURE_BUDGET_S
+    if move.deadline_s is not None:
+        left_s = min(left_s, move.deadline_s - snapshot.now_s - SAFETY_S)
+    since_s = move.frozen_s or snapshot.now_s
+    if active is None or _ended(active):
+        return [Fallback(reason="the host went away during the capture", since_s=since_s)]
+    if left_s <= 0 or move.capture_attempts >= CAPTURE_ATTEMPTS:
+        return [Fallback(reason="the capture did not fit in its budget", since_s=since_s)]
+    return [Capture(host_id=move.from_host, claim_id=active.claim.id, budget_s=left_s)]
+
+
+def _restore(snapshot: Snapshot, move: Move) -> list[Instruction]:
+    stays = move.cause is Cause.KERNEL_LOST and snapshot.active is not None
+    target = snapshot.active if stays else snapshot.standby
+    if stays and (target is None or not target.usable):
+        target = snapshot.standby
+    if target is None or not target.usable or target.instance is None:
+        return _spare(snapshot, wanted=True)
+    if move.to_host != target.instance.id:
+        return [Aim(host_id=target.instance.id)]
+    return [
+        StartKernel(
+            host_id=target.instance.id,
+            claim_id=target.claim.id,
+            offer=target.instance.offer,
+        )
+    ]
+
+
+def _spare(snapshot: Snapshot, *, wanted: bool = False) -> list[Instruction]:
+    """Keep the standby host as the session wants it (``wanted``: a move needs it in any case)."""
+    session, standby = snapshot.session, snapshot.standby
+    if not (session.standby or wanted):
+        return []
+    if standby is None:
+        active = snapshot.active.instance if snapshot.active is not None else None
+        offer = active.offer if active is not None else None
+        if offer is None and session.move is not None:
+            offer = session.move.from_offer
+        if offer is None and not wanted:
+            return []
+        away_from = (offer,) if offer is not None else ()
+        return [NeedHost(role="standby", away_from=away_from, reason="a place to move to")]
+    if standby.gone or _noticed(standby):
+        return [DropHost(claim_id=standby.claim.id, reason="the standby host goes away")]
+    if standby.usable and standby.instance is not None and not _warm(snapshot):
+        return [WarmHost(host_id=standby.instance.id, imports=session.imports)]
+    return []
+
+
+def _noticed(view: ClaimView) -> bool:
+    instance = view.instance
+    return (
+        instance is not None
+        and instance.notice is not None
+        and instance.notice.kind is not NoticeKind.REBALANCE
+    )
+
+
+def _ended(view: ClaimView | None) -> bool:
+    return view is None or view.gone or view.instance is None or view.instance.ended
+
+
+def _warm(snapshot: Snapshot) -> bool:
+    """Whether a standby kernel is ready on the standby host, warmed with all the session imports.
+
+    A module that cannot be imported there counts as done: waiting longer would not help.
+    """
+    view = snapshot.standby
+    tasks = view.report.tasks if view is not None and view.report is not None else ()
+    ready = any(t.kind == "standby" and t.state == "ready" for t in tasks)
+    warmed = set(snapshot.warmed or ())
+    return ready and snapshot.warmed is not None and set(snapshot.session.imports) <= warmed
+
+
+def _ready_target(snapshot: Snapshot) -> bool:
+    standby = snapshot.standby
+    return standby is not None and standby.usable and _warm(snapshot)
+
+
+def _busy(snapshot: Snapshot) -> bool:
+    task = kernel_task(snapshot.active, snapshot.session)
+    return task is not None and task.state == "busy"
+
+
+def kernel_task(view: ClaimView | None, session: Session) -> TaskReport | None:
+    """The session's kernel as its host reports it."""
+    tasks = view.report.tasks if view is not None and view.report is not None else ()
+    return next(
+        (t for t in tasks if t.session_id == session.id and t.state not in ("dead", "fenced")),
+        None,
+    )
