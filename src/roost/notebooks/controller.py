@@ -150,10 +150,7 @@ class NotebookController:
     # --- act ---------------------------------------------------------------------------------------
 
     async def _run(
-        self,
-        instruction: planning.Instruction,
-        stored: Stored[Session],
-        snapshot: planning.Snapshot,
+        self, instruction: planning.Instruction, stored: Stored[Session]
     ) -> float | None:
         change = self._change(stored.value, instruction)
         if change is not None:
