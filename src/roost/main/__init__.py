@@ -1,0 +1,1 @@
+"""One short wiring per program. The only package that names concrete classes."""
