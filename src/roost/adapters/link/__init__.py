@@ -1,0 +1,1 @@
+"""The wire between hosts and the cell: control connections, data connections, certificates."""
