@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from roost.client.streams import Stream
+from roost.client.stream import Stream
 from roost.ports.errors import Conflict, Never, from_wire
 from roost.ports.files import (
     CHUNK,

@@ -21,7 +21,7 @@ import msgspec
 from blake3 import blake3
 
 from roost.client.files import FilesClient, StreamLost
-from roost.client.streams import Stream
+from roost.client.stream import Stream
 from roost.kit.retry import RetryPolicy
 from roost.ports.clock import Clock
 from roost.ports.errors import Gone, Invalid, Never, Retry, RoostError

@@ -22,7 +22,7 @@ from roost.agent.files import (
     set_durable_seq,
 )
 from roost.client.files import FilesClient
-from roost.client.streams import Stream
+from roost.client.stream import Stream
 from roost.notebooks.workspace import Journal, Workspace
 from roost.ports.errors import Conflict, Denied, Gone, Never, Retry, RoostError
 from roost.ports.files import CHUNK, Limits
