@@ -98,8 +98,10 @@ class Supervisor:
         port = self._port(last, "public_url") if self.settings.port == 0 else self.settings.port
         publics = [bind(host, port, "the public address", shared=shared)]
         port = publics[0].getsockname()[1]
-        for _ in range(1, self.settings.edges):
-            publics.append(bind(host, port, "the public address", shared=True))
+        publics += [
+            bind(host, port, "the public address", shared=True)
+            for _ in range(1, self.settings.edges)
+        ]
         known = last.get("data_addresses", [])
         data = []
         for index in range(self.settings.edges):

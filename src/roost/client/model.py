@@ -1,0 +1,194 @@
+"""What the REST door says: the views clients see. Shared by the door (which makes them) and the client."""
+
+from typing import Any
+
+import msgspec
+
+
+class OfferView(msgspec.Struct, frozen=True, kw_only=True):
+    """An offer as a person reads it."""
+
+    key: str
+    provider: str
+    region: str
+    zone: str
+    instance_type: str
+    purchase_option: str
+    price_usd_hour: float
+    on_demand_usd_hour: float
+    vcpus: float
+    memory_gib: float
+    interruption_bucket: str | None = None
+
+
+class HostView(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance and its host."""
+
+    id: str
+    state: str
+    role: str
+    session_id: str
+    offer: OfferView
+    connected: bool
+    ready: bool
+    created_s: float
+    ended_s: float | None = None
+    ended_reason: str = ""
+    notice: str = ""
+    notice_deadline_s: float | None = None
+    cpu_percent: float = 0.0
+    memory_used_mib: float = 0.0
+    memory_total_mib: float = 0.0
+    tasks: tuple[str, ...] = ()
+    detail: str = ""
+    isolation: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class PartView(msgspec.Struct, frozen=True, kw_only=True):
+    """One variable that was rebuilt or refused, and why."""
+
+    name: str
+    reason: str
+
+
+class MoveView(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished move."""
+
+    cause: str
+    reason: str
+    epoch: int
+    at_s: float
+    frozen_s: float
+    from_host: str
+    to_host: str
+    from_offer: str
+    to_offer: str
+    bytes_moved: int
+    kept: tuple[str, ...]
+    rebuilt: tuple[PartView, ...]
+    refused: tuple[PartView, ...]
+    warm: bool
+    rerun: bool
+
+
+class SessionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A notebook session."""
+
+    id: str
+    name: str
+    state: str
+    desired: str
+    epoch: int
+    url: str
+    """JupyterLab, with its token: the stable address."""
+    token: str
+    """Bearer token of the session's own routes."""
+    key: str
+    """Jupyter message signing key."""
+    host_id: str
+    offer: OfferView | None
+    standby: HostView | None
+    standby_warm: bool
+    checkpoint_number: int
+    checkpoint_epoch: int
+    checkpoint_at_s: float | None
+    phase: str
+    moves: tuple[MoveView, ...]
+    created_s: float
+    message: str
+
+
+class StartNotebook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/notebooks``."""
+
+    name: str = ""
+    vcpus: float = 2.0
+    memory_gib: float = 8.0
+    gpus: float = 0.0
+    clouds: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    instance_types: tuple[str, ...] = ()
+    purchase_options: tuple[str, ...] = ("spot",)
+    max_usd_hour: float | None = None
+    near: str = ""
+    spread: str = "pool"
+    """How far a move goes: ``pool``, ``region`` or ``provider`` (another cloud)."""
+    standby: bool = True
+    key: str = ""
+    image: str = ""
+
+
+class MoveNotebook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/notebooks/<id>/move``."""
+
+    reason: str = "asked by a person"
+
+
+class InterruptHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/hosts/<id>/interrupt``."""
+
+    notice_s: float | None = None
+    """None = the cloud's own notice."""
+    detail: str = "by hand"
+
+
+class StoryView(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a story."""
+
+    seq: int
+    at_s: float
+    object_id: str
+    event: str
+    reason: str
+
+
+class CostLineView(msgspec.Struct, frozen=True, kw_only=True):
+    """The charge of one instance."""
+
+    host_id: str
+    session_id: str
+    role: str
+    offer: str
+    purchase_option: str
+    seconds: int
+    price_usd_hour: float
+    usd: float
+    on_demand_usd: float
+    running: bool
+
+
+class CostView(msgspec.Struct, frozen=True, kw_only=True):
+    """The bill so far, by the second."""
+
+    at_s: float
+    usd: float
+    on_demand_usd: float
+    saved_usd: float
+    lines: tuple[CostLineView, ...]
+    differences: tuple[str, ...] = ()
+    """Where the provider's ledger says otherwise."""
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """The installation at a glance."""
+
+    version: str
+    state_dir: str
+    public_url: str
+    sessions: dict[str, int]
+    hosts: dict[str, int]
+    edges: int
+    uptime_s: float
+    usd_hour: float
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error (RFC 9457 problem details; ``hint`` says what to do next)."""
+
+    title: str
+    status: int
+    detail: str = ""
+    code: str = "error"
+    hint: str = ""
+    extra: dict[str, Any] = {}

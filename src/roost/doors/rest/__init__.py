@@ -1,0 +1,1 @@
+"""The REST door: JSON over HTTP, bearer tokens, problem details for errors."""

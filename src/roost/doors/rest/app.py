@@ -1,0 +1,227 @@
+"""The REST door: translate, authorise, call. Holds no rules and keeps no state."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from roost.client.model import (
+    InterruptHost,
+    MoveNotebook,
+    Problem,
+    StartNotebook,
+    StatusView,
+    StoryView,
+)
+from roost.doors.rest.views import Views
+from roost.fleet.model import Spread
+from roost.fleet.service import FleetService
+from roost.notebooks.service import NotebookService
+from roost.ports.clock import Clock
+from roost.ports.errors import Invalid, RoostError
+from roost.ports.store import Store
+from roost.ports.values import Ask, Image, PurchaseOption
+
+LARGEST_BODY = 1 << 20
+STATUS = {
+    "invalid": 400,
+    "denied": 403,
+    "gone": 404,
+    "conflict": 409,
+    "stale_epoch": 409,
+    "retry": 503,
+    "no_capacity": 503,
+    "never": 422,
+}
+
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class RestDoor:
+    """The endpoints of ``/api/v1``."""
+
+    def __init__(
+        self,
+        *,
+        notebooks: NotebookService,
+        fleet: FleetService,
+        store: Store,
+        clock: Clock,
+        views: Views,
+        load_image: Callable[[str], Image],
+        check_ask: Callable[[Ask], Awaitable[None]],
+        owner_token: str,
+    ) -> None:
+        self._notebooks = notebooks
+        self._fleet = fleet
+        self._store = store
+        self._clock = clock
+        self._views = views
+        self._load_image = load_image
+        self._check_ask = check_ask
+        self._owner_token = owner_token
+        self._started_s = clock.monotonic_s()
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        table: list[tuple[str, str, Endpoint]] = [
+            ("GET", "/api/v1/status", self.status),
+            ("POST", "/api/v1/notebooks", self.start),
+            ("GET", "/api/v1/notebooks", self.list_notebooks),
+            ("GET", "/api/v1/notebooks/{id}", self.show),
+            ("DELETE", "/api/v1/notebooks/{id}", self.stop),
+            ("POST", "/api/v1/notebooks/{id}/move", self.move),
+            ("GET", "/api/v1/hosts", self.hosts),
+            ("POST", "/api/v1/hosts/{id}/interrupt", self.interrupt),
+            ("POST", "/api/v1/hosts/{id}/kill", self.kill),
+            ("GET", "/api/v1/story/{id}", self.story),
+            ("GET", "/api/v1/cost", self.cost),
+        ]
+        routes = [Route(path, self._guarded(end), methods=[method]) for method, path, end in table]
+        return Starlette(routes=routes)
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._owner_token.encode()):
+                return problem(401, "denied", "a valid bearer token is needed", "see `roost env`")
+            try:
+                return await endpoint(request)
+            except RoostError as error:
+                return problem(STATUS.get(error.code, 500), error.code, error.message, error.hint)
+            except ClientDisconnect:
+                return Response(status_code=499)
+
+        return guarded
+
+    async def status(self, _request: Request) -> Response:
+        """The installation at a glance."""
+        view: StatusView = await self._views.status(self._clock.monotonic_s() - self._started_s)
+        return answer(view)
+
+    async def start(self, request: Request) -> Response:
+        """Record a session; its URL holds until the kernel is up."""
+        body = await read(request, StartNotebook)
+        ask = ask_of(body)
+        await self._check_ask(ask)
+        session = await self._notebooks.start(
+            name=body.name or "notebook",
+            ask=ask,
+            image=self._load_image(body.image),
+            key=body.key,
+            spread=one_of(Spread, body.spread, "spread"),
+            standby=body.standby,
+        )
+        return answer(await self._views.session(session), status=201)
+
+    async def list_notebooks(self, _request: Request) -> Response:
+        """All sessions."""
+        sessions = await self._notebooks.list_all()
+        return answer([await self._views.session(s) for s in sessions])
+
+    async def show(self, request: Request) -> Response:
+        """One session by id or name."""
+        session = await self._notebooks.get(request.path_params["id"])
+        return answer(await self._views.session(session))
+
+    async def stop(self, request: Request) -> Response:
+        """End a session."""
+        session = await self._notebooks.get(request.path_params["id"])
+        return answer(await self._views.session(await self._notebooks.stop(session.id)))
+
+    async def move(self, request: Request) -> Response:
+        """Move a session now."""
+        body = await read(request, MoveNotebook)
+        session = await self._notebooks.get(request.path_params["id"])
+        moving = await self._notebooks.move(session.id, body.reason)
+        return answer(await self._views.session(moving))
+
+    async def hosts(self, request: Request) -> Response:
+        """Hosts; ``?all=1`` includes ended ones."""
+        return answer(await self._views.hosts(ended=request.query_params.get("all") == "1"))
+
+    async def interrupt(self, request: Request) -> Response:
+        """Deliver an interruption notice."""
+        body = await read(request, InterruptHost)
+        if body.notice_s is not None and not 0 <= body.notice_s <= 86_400:
+            raise Invalid("notice_s must be between 0 and 86400 seconds")
+        host_id = request.path_params["id"]
+        await self._fleet.interrupt(host_id, body.notice_s, body.detail)
+        return answer(await self._views.host(host_id))
+
+    async def kill(self, request: Request) -> Response:
+        """Take a host away at once."""
+        host_id = request.path_params["id"]
+        await self._fleet.kill(host_id)
+        return answer(await self._views.host(host_id))
+
+    async def story(self, request: Request) -> Response:
+        """The story of an object; a session's story includes its hosts'."""
+        after = request.query_params.get("after", "0")
+        if not after.isdigit():
+            raise Invalid("after must be a whole number")
+        lines: list[StoryView] = await self._views.story(request.path_params["id"], int(after))
+        return answer(lines)
+
+    async def cost(self, _request: Request) -> Response:
+        """The bill so far."""
+        return answer(await self._views.cost())
+
+
+async def read(request: Request, type_: type[T]) -> T:
+    """The typed body. ``Invalid`` says what is wrong with it and where."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > LARGEST_BODY:
+            raise Invalid(f"the body is over {LARGEST_BODY} bytes")
+    try:
+        return msgspec.json.decode(content or b"{}", type=type_)
+    except msgspec.DecodeError as error:
+        raise Invalid(f"the body is not what this call takes: {error}") from error
+
+
+def ask_of(body: StartNotebook) -> Ask:
+    """The ask of a start request. ``Invalid`` for impossible numbers."""
+    if body.vcpus <= 0 or body.memory_gib <= 0 or body.gpus < 0:
+        raise Invalid("vcpus and memory_gib must be above zero")
+    options = tuple(one_of(PurchaseOption, o, "purchase option") for o in body.purchase_options)
+    return Ask(
+        vcpus=body.vcpus,
+        memory_gib=body.memory_gib,
+        gpus=body.gpus,
+        clouds=body.clouds,
+        regions=body.regions,
+        instance_types=body.instance_types,
+        purchase_options=options,
+        max_usd_hour=body.max_usd_hour,
+        near=body.near,
+    )
+
+
+def one_of(kind: Any, text: str, what: str) -> Any:
+    """The enum member of ``text``. ``Invalid`` lists the members."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise Invalid(f"{what} {text!r} is unknown", hint=f"one of {', '.join(kind)}") from error
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def problem(status: int, code: str, detail: str, hint: str = "") -> Response:
+    """An error as problem details (RFC 9457)."""
+    body = Problem(title=code.replace("_", " "), status=status, detail=detail, code=code, hint=hint)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return Response(
+        msgspec.json.encode(body), status, headers, media_type="application/problem+json"
+    )
