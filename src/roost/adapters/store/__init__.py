@@ -1,0 +1,1 @@
+"""Implementations of ``ports.store.Store``. Each passes the contract in ``roost.testing.store``."""
