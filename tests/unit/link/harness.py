@@ -159,7 +159,7 @@ class Cuttable:
 
     async def start(self) -> None:
         sock = listener()
-        self.address = "127.0.0.1:%d" % sock.getsockname()[1]
+        self.address = f"127.0.0.1:{sock.getsockname()[1]}"
         self._server = await asyncio.start_server(self._accept, sock=sock)
 
     async def close(self) -> None:
@@ -196,7 +196,7 @@ class Cuttable:
 async def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
     """Poll with a deadline."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions are plain values
             await asyncio.sleep(0.005)
 
 

@@ -6,6 +6,7 @@ import hmac
 from pathlib import Path
 
 import pytest
+
 from roost.adapters.kernels import LinkedKernels
 from roost.adapters.link.identity import Identity
 from roost.ports import wire
@@ -112,19 +113,18 @@ async def test_wrong_hellos_are_refused_with_a_hint(tmp_path: Path) -> None:
     ],
 )
 async def test_garbage_closes_its_connection_only(tmp_path: Path, garbage: bytes) -> None:
-    async with control(Book("join")) as there:
-        async with Agent(there.address, tmp_path).running():
-            await until(lambda: there.server.connected("h-1"))
-            reader, writer = await raw(there.address)
-            assert isinstance(await wire.to_agent().read(reader), wire.Challenge)
-            writer.write(garbage)
-            refused = await wire.to_agent().read(reader)
-            assert isinstance(refused, wire.Refused)
-            assert refused.hint
-            assert await reader.read() == b""
-            writer.close()
-            assert there.server.connected("h-1")
-            assert await there.server.call("h-1", DRAIN, epoch=0, timeout_s=5) == wire.Done()
+    async with control(Book("join")) as there, Agent(there.address, tmp_path).running():
+        await until(lambda: there.server.connected("h-1"))
+        reader, writer = await raw(there.address)
+        assert isinstance(await wire.to_agent().read(reader), wire.Challenge)
+        writer.write(garbage)
+        refused = await wire.to_agent().read(reader)
+        assert isinstance(refused, wire.Refused)
+        assert refused.hint
+        assert await reader.read() == b""
+        writer.close()
+        assert there.server.connected("h-1")
+        assert await there.server.call("h-1", DRAIN, epoch=0, timeout_s=5) == wire.Done()
 
 
 async def test_garbage_after_joining_ends_that_host_s_connection(tmp_path: Path) -> None:
@@ -253,10 +253,12 @@ async def test_an_answer_that_does_not_come_is_a_retry(tmp_path: Path) -> None:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    async with control(Book("join")) as there:
-        async with Agent(there.address, tmp_path, handle=handle).running():
-            with pytest.raises(Retry, match="no answer"):
-                await there.server.call("h-1", DRAIN, epoch=1, timeout_s=0.3)
+    async with (
+        control(Book("join")) as there,
+        Agent(there.address, tmp_path, handle=handle).running(),
+    ):
+        with pytest.raises(Retry, match="no answer"):
+            await there.server.call("h-1", DRAIN, epoch=1, timeout_s=0.3)
 
 
 async def test_events_arrive_once_over_cuts(tmp_path: Path) -> None:
