@@ -1,0 +1,1 @@
+"""Metering: from the durable rows of instances to per-second lines and a bill. It never writes a row."""
