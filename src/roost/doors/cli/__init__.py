@@ -1,0 +1,1 @@
+"""The command line: rich tables for people, ``--json`` for programs. A client of the REST door."""

@@ -1,0 +1,144 @@
+"""Tables of the views, shared by the commands and the demo."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from roost.client.model import CostView, HostView, MoveView, SessionView, StoryView
+from roost.doors.cli.context import age, clock
+
+STATE_STYLE = {
+    "running": "green",
+    "ready": "green",
+    "moving": "yellow",
+    "draining": "yellow",
+    "starting": "cyan",
+    "requested": "cyan",
+    "booting": "cyan",
+    "lost": "red",
+    "failed": "red",
+    "stopped": "dim",
+    "terminated": "dim",
+}
+
+
+def _state(state: str, more: str = "") -> Text:
+    text = f"{state} {more}".strip()
+    return Text(text, style=STATE_STYLE.get(state, ""))
+
+
+def notebooks(views: Sequence[SessionView]) -> Table:
+    """Sessions, one row each."""
+    table = Table(title="Notebooks", title_justify="left")
+    for name in ("id", "name", "state", "epoch", "host", "offer", "standby", "checkpoint", "moves"):
+        table.add_column(name, overflow="fold")
+    for view in views:
+        standby = view.standby.offer.key if view.standby else "-"
+        if view.standby_warm:
+            standby += " (warm)"
+        saved = "-"
+        if view.checkpoint_at_s is not None:
+            saved = f"#{view.checkpoint_number}, {age(view.checkpoint_at_s)} ago"
+        offer = view.offer.key if view.offer else "-"
+        row: list[str | Text] = [
+            view.id,
+            view.name,
+            _state(view.state, view.phase),
+            str(view.epoch),
+        ]
+        table.add_row(*row, view.host_id or "-", offer, standby, saved, str(len(view.moves)))
+    return table
+
+
+def hosts(views: Sequence[HostView]) -> Table:
+    """Hosts, one row each."""
+    table = Table(title="Hosts", title_justify="left")
+    for name in ("id", "state", "role", "offer", "$/h", "on demand", "cpu", "memory", "tasks"):
+        table.add_column(name, overflow="fold")
+    for view in views:
+        more = ""
+        if view.notice:
+            more = f"({view.notice})"
+        elif not view.connected and view.state == "ready":
+            more = "(not connected)"
+        elif view.detail and not view.ready:
+            more = f"({view.detail})"
+        memory = f"{view.memory_used_mib:.0f} MiB" if view.memory_total_mib else "-"
+        table.add_row(
+            view.id,
+            _state(view.state, more),
+            view.role,
+            view.offer.key,
+            f"{view.offer.price_usd_hour:.4f}",
+            f"{view.offer.on_demand_usd_hour:.4f}",
+            f"{view.cpu_percent:.0f}%" if view.connected else "-",
+            memory,
+            "\n".join(view.tasks) or "-",
+        )
+    return table
+
+
+def moves(views: Sequence[MoveView]) -> Table:
+    """Moves of a session with what became of its state."""
+    table = Table(title="Moves", title_justify="left")
+    for name in ("epoch", "why", "from", "to", "frozen", "moved", "kept", "rebuilt", "refused"):
+        table.add_column(name, overflow="fold")
+    for view in views:
+        why = view.reason + (" (lost cell re-run)" if view.rerun else "")
+        table.add_row(
+            str(view.epoch),
+            why,
+            view.from_offer,
+            view.to_offer,
+            f"{view.frozen_s:.2f} s",
+            f"{view.bytes_moved / 1e6:.2f} MB",
+            str(len(view.kept)),
+            "\n".join(f"{p.name}: {p.reason}" for p in view.rebuilt) or "0",
+            "\n".join(f"{p.name}: {p.reason}" for p in view.refused) or "0",
+        )
+    return table
+
+
+def story(lines: Sequence[StoryView]) -> Table:
+    """A story, one line an event."""
+    table = Table(title="Story", title_justify="left", show_lines=False)
+    for name in ("time", "object", "event", "reason"):
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(clock(line.at_s), line.object_id, line.event, line.reason)
+    return table
+
+
+def cost(view: CostView) -> Table:
+    """The bill: a line an instance, the sum, and what on demand would have cost."""
+    table = Table(title="Cost, by the second", title_justify="left", show_footer=True)
+    table.add_column("host", "total")
+    table.add_column("role")
+    table.add_column("offer", overflow="fold")
+    table.add_column("seconds", f"{sum(x.seconds for x in view.lines)}", justify="right")
+    table.add_column("$/h", justify="right")
+    table.add_column("USD", f"{view.usd:.6f}", justify="right")
+    table.add_column("on demand", f"{view.on_demand_usd:.6f}", justify="right")
+    for line in view.lines:
+        table.add_row(
+            line.host_id + (" ●" if line.running else ""),
+            line.role,
+            line.offer,
+            str(line.seconds),
+            f"{line.price_usd_hour:.4f}",
+            f"{line.usd:.6f}",
+            f"{line.on_demand_usd:.6f}",
+        )
+    return table
+
+
+def saving(view: CostView) -> str:
+    """One sentence on what was saved."""
+    if view.on_demand_usd <= 0:
+        return "nothing was billed yet"
+    share = 100 * view.saved_usd / view.on_demand_usd
+    return (
+        f"${view.usd:.6f} on spot; the same seconds on demand ${view.on_demand_usd:.6f}: "
+        f"{share:.0f} % saved"
+    )

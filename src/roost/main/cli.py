@@ -1,0 +1,94 @@
+"""The ``roost`` command. Loads a group of commands only when it is used: the one permitted late import."""
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_command_from_info
+from typer.models import CommandInfo
+
+GROUPS = {
+    "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
+    "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
+    "market": ("roost.doors.cli.market:app", "Know every offer and which is best."),
+    "kernel": ("roost.doors.cli.kernel:app", "The kernel for your own JupyterLab or VS Code."),
+}
+COMMANDS = {
+    "up": ("roost.doors.cli.system:up", "Start Roost on this machine."),
+    "down": ("roost.doors.cli.system:down", "Stop Roost and its local hosts."),
+    "status": ("roost.doors.cli.system:status", "What runs, and what an hour costs now."),
+    "doctor": (
+        "roost.doors.cli.system:doctor",
+        "Look for what could be wrong, and say what to do.",
+    ),
+    "story": ("roost.doors.cli.system:story", "Tell an object's life with its reasons."),
+    "cost": ("roost.doors.cli.system:cost", "The bill by the second."),
+    "env": ("roost.doors.cli.system:env", "What a shell needs to talk to Roost."),
+    "simulate": ("roost.main.simulate:simulate", "Run the real controllers against faults."),
+    "demo": ("roost.main.demo:demo", "The main job, end to end, on this machine."),
+}
+LOCAL = ("market", "simulate")
+"""Commands that need no installation."""
+
+
+def load(target: str) -> Any:
+    """The object of ``module:name``."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class LazyGroup(TyperGroup):
+    """Knows the names and one-line helps; imports a command when it is called."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS and cmd_name not in GROUPS:
+            return None
+        target, text = COMMANDS.get(cmd_name) or GROUPS[cmd_name]
+        if self.listing:
+            return TyperCommand(cmd_name, callback=lambda: None, help=text)
+        found = load(target)
+        if cmd_name in GROUPS:
+            command = get_command(found)
+            command.name = cmd_name
+            return command
+        info = CommandInfo(name=cmd_name, callback=found, cls=TyperCommand)
+        return get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode=None)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.listing = True
+        super().format_help(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Roost: a spot-native compute platform.",
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    state: str = typer.Option("", help="State directory (default: ROOST_STATE_DIR)."),
+) -> None:
+    """Roost: notebooks and services on spot capacity, safe for work that matters."""
+    if ctx.invoked_subcommand not in LOCAL:
+        ctx.obj = load("roost.main.local:LocalInstallation")(state or None)
+
+
+def run() -> None:
+    """Entry point of the ``roost`` command."""
+    # A closed pipe (`roost story x | head`) is not an error.
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
