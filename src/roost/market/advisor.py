@@ -1,0 +1,264 @@
+"""Ranks offers by expected cost per useful hour and says why. Pure; never reads a file, a clock or a network.
+
+    cost = counted price x (1 + moves) x (1 + distance) / speed + waiting
+
+- counted price: the price, but never below ``PRICE_FLOOR`` of on-demand. This is the guard against walking
+  down the ladder: the last rungs of ever cheaper, ever less sought-after pools earn nothing.
+- moves: losses per hour x the hours each one costs the machine (capture, boot beyond the notice, redo).
+- waiting: losses per hour x the same hours, at what the hour of the waiting person costs. Machines are cheap
+  beside people, so this is the term by which stability counts.
+- speed: measured, relative to the median type; unmeasured types get the lower quartile.
+- distance: ``PER_KM`` for every kilometre to the place asked for.
+
+Spread is the second guard: a short list holds few pools of a region, each type once, while others are left.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from roost.market.survival import Hazard, Survival, hazard_of, survival
+from roost.ports.values import Ask, Offer, PurchaseOption
+
+PRICE_FLOOR = 0.15
+"""A spot price counts as at least this share of on-demand."""
+PER_KM = 1e-4
+"""10 % per 1,000 km, roughly 20 ms of round trip."""
+UNKNOWN_BOOT_S = 240.0
+"""Create call to running container where a cloud's boot times were not measured."""
+CLEARLY = 0.02
+"""Differences below 2 % are not worth a word."""
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a type is; 1.0 is the median type."""
+
+    relative: float
+    burstable: bool = False
+    """``relative`` already counts only the share of the vCPU that may be used for ever."""
+
+
+class RankContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranking needs to know besides the offers and the ask."""
+
+    prior: Hazard
+    """For pools without a published band."""
+    speeds: Mapping[tuple[str, str], Speed] = {}
+    """By (provider, instance type); absent = not measured."""
+    unknown_speed: float = 0.75
+    distances_km: Mapping[tuple[str, str], float] = {}
+    """By (provider, region), to the place asked for; empty = distance does not count."""
+    boot_s: Mapping[str, float] = {}
+    """Seconds from the create call to a running container, by provider."""
+    capture_s: float = 3.0
+    redo_s: float = 120.0
+    """Work and attention lost with each move."""
+    person_usd_hour: float = 50.0
+    """What an hour of waiting costs; 0 for work nobody waits for."""
+    per_region: int = 2
+    limit: int | None = None
+    """How many to return; None = all, without spreading."""
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """The parts of the cost per useful hour, in USD; they add up to ``total``."""
+
+    price: float
+    floor: float
+    """Added where the price is below the floor."""
+    speed: float
+    """Added by a slow machine, negative for a fast one."""
+    moves: float
+    distance: float
+    waiting: float
+
+    @property
+    def total(self) -> float:
+        """USD per useful hour."""
+        return self.price + self.floor + self.speed + self.moves + self.distance + self.waiting
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True):
+    """An offer in its rank, with everything a person needs to judge it."""
+
+    rank: int
+    offer: Offer
+    usd_useful_hour: float
+    survival_24h: Survival
+    survival_known: bool
+    performance: float | None
+    """Relative to the median type; None = not measured."""
+    distance_km: float | None
+    reason: str
+
+
+def cost(offer: Offer, context: RankContext) -> Cost:
+    """The expected cost per useful hour of one offer, term by term."""
+    price = offer.price_usd_hour
+    counted = price
+    if offer.purchase_option is PurchaseOption.SPOT:
+        counted = max(price, PRICE_FLOOR * offer.on_demand_usd_hour)
+    speed = context.speeds.get((offer.provider, offer.instance_type))
+    useful = counted / (context.unknown_speed if speed is None else speed.relative)
+    rate, _ = hazard_of(offer, context.prior)
+    boot_s = context.boot_s.get(offer.provider, UNKNOWN_BOOT_S)
+    freeze_s = context.capture_s + max(0.0, boot_s + context.capture_s - offer.notice_s)
+    lost_share = rate.expected * (freeze_s + context.redo_s) / 3600.0
+    far = context.distances_km.get((offer.provider, offer.region), 0.0) * PER_KM
+    moved = useful * (1.0 + lost_share)
+    return Cost(
+        price,
+        counted - price,
+        useful - counted,
+        moved - useful,
+        moved * far,
+        lost_share * context.person_usd_hour,
+    )
+
+
+def allowed(offers: Iterable[Offer], ask: Ask) -> list[Offer]:
+    """The offers that are not to be avoided, each once (the cheaper where a key appears twice)."""
+    pools, clouds, regions = set(ask.avoid_pools), set(ask.avoid_clouds), set(ask.avoid_regions)
+    by_key: dict[str, Offer] = {}
+    for offer in offers:
+        if offer.provider in clouds or offer.region in regions:
+            continue
+        key = offer.key
+        if key in pools:
+            continue
+        other = by_key.get(key)
+        if other is None or offer.price_usd_hour < other.price_usd_hour:
+            by_key[key] = offer
+    return list(by_key.values())
+
+
+def rank(offers: Iterable[Offer], ask: Ask, context: RankContext) -> list[Ranked]:
+    """Best first. Constraints of the ask are taken as met, ``avoid_*`` is checked here.
+
+    Ties are broken by the offer's key, so that the order of ``offers`` never matters.
+    """
+    scored = [(cost(offer, context), offer) for offer in allowed(offers, ask)]
+    ordered = sorted(scored, key=lambda s: (s[0].total, s[1].key))
+    chosen = (
+        ordered if context.limit is None else spread(ordered, context.limit, context.per_region)
+    )
+    if not chosen:
+        return []
+    cheapest = min(offer.price_usd_hour for _, offer in scored)
+    return [
+        _ranked(number, entry, chosen[0], cheapest, ask, context)
+        for number, entry in enumerate(chosen, start=1)
+    ]
+
+
+def spread(
+    ordered: Sequence[tuple[Cost, Offer]], limit: int, per_region: int
+) -> list[tuple[Cost, Offer]]:
+    """The best ``limit`` in order: of a region ``per_region`` at most, each type once, while others are left.
+
+    The zones of a region share much of their fate: a list of one type's zones is no choice.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    chosen: list[tuple[Cost, Offer]] = []
+    rest: list[tuple[Cost, Offer]] = []
+    for entry in ordered:
+        offer = entry[1]
+        place = (offer.provider, offer.region)
+        pool = (*place, offer.instance_type, offer.purchase_option)
+        if seen[place] < per_region and not seen[pool] and len(chosen) < limit:
+            seen.update((place, pool))
+            chosen.append(entry)
+        elif len(rest) < limit:
+            rest.append(entry)
+    chosen += rest[: limit - len(chosen)]
+    return sorted(chosen, key=lambda s: (s[0].total, s[1].key))
+
+
+def _ranked(
+    number: int,
+    entry: tuple[Cost, Offer],
+    best: tuple[Cost, Offer],
+    cheapest: float,
+    ask: Ask,
+    context: RankContext,
+) -> Ranked:
+    terms, offer = entry
+    lasts = survival(offer, 24.0, context.prior)
+    speed = context.speeds.get((offer.provider, offer.instance_type))
+    distance = context.distances_km.get((offer.provider, offer.region))
+    lead = _lead_best(offer, cheapest) if number == 1 else _lead(terms, best[0])
+    parts = [lead, stability(offer, lasts), _speed_words(speed, context)]
+    if distance is not None:
+        parts.append(f"{distance:,.0f} km from {ask.near}")
+    return Ranked(
+        rank=number,
+        offer=offer,
+        usd_useful_hour=terms.total,
+        survival_24h=lasts,
+        survival_known=lasts.known,
+        performance=None if speed is None else speed.relative,
+        distance_km=distance,
+        reason="; ".join(parts),
+    )
+
+
+def _lead_best(offer: Offer, cheapest: float) -> str:
+    if offer.price_usd_hour <= cheapest:
+        return "best, and the cheapest"
+    dearer = offer.price_usd_hour / cheapest
+    return f"best a useful hour, though {dearer:.2f}x the lowest price"
+
+
+def differences(terms: Cost, other: Cost) -> dict[str, float]:
+    """What makes ``terms`` cost more (positive) or less than ``other``, each as a share."""
+
+    def shares(c: Cost) -> tuple[float, float, float]:
+        counted = max(c.price + c.floor, 1e-9)
+        useful = counted + c.speed
+        return counted, useful / counted, 1.0 + c.distance / (useful + c.moves)
+
+    mine, others = shares(terms), shares(other)
+    found = {
+        name: a / b - 1.0
+        for name, a, b in zip(("price", "speed", "distance"), mine, others, strict=True)
+    }
+    found["stability"] = (terms.waiting + terms.moves - other.waiting - other.moves) / other.total
+    return found
+
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "price": ("dearer", "cheaper"),
+    "speed": ("slower", "faster"),
+    "distance": ("farther", "nearer"),
+    "stability": ("moves cost more", "moves cost less"),
+}
+"""How a difference is called: worse, better."""
+
+
+def _lead(terms: Cost, best: Cost) -> str:
+    extra = terms.total / best.total - 1.0
+    if extra < 0.0005:
+        return "as good as the best"
+    found = differences(terms, best)
+    worse = [WORDS[n][0] for n, v in sorted(found.items(), key=lambda i: -i[1]) if v > CLEARLY]
+    better = [WORDS[n][1] for n, v in sorted(found.items(), key=lambda i: i[1]) if v < -CLEARLY]
+    words = " and ".join(worse[:2])
+    if better:
+        words += f"{', ' if words else ''}though {better[0]}"
+    return f"+{extra:.1%} to the best{': ' if words else ''}{words}"
+
+
+def stability(offer: Offer, lasts: Survival) -> str:
+    """The stability of an offer in words; what is unknown is said to be unknown."""
+    if offer.purchase_option is not PurchaseOption.SPOT:
+        return "not interruptible"
+    if lasts.known:
+        return f"{offer.interruption_bucket} interrupted a month"
+    return f"stability unknown: pooled prior {lasts.p:.2f} [{lasts.low:.2f}-{lasts.high:.2f}]"
+
+
+def _speed_words(speed: Speed | None, context: RankContext) -> str:
+    if speed is None:
+        return f"speed unknown, counted {context.unknown_speed:.2f}x"
+    return f"{speed.relative:.2f}x speed{' (burstable)' if speed.burstable else ''}"

@@ -1,0 +1,1 @@
+"""Placement: which of the ranked offers and ready hosts a workload gets, and why."""
