@@ -1,0 +1,1 @@
+"""Blob stores. Never trust what a disk gives back before its digest is checked."""

@@ -1,0 +1,236 @@
+"""The edge's decisions: which route, may the client, is the target there, and how long to wait for it.
+
+It sees a snapshot of the routes and the parked data connections, nothing else: control may be down.
+Never buffers a body and never keeps a token, only their hashes.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable
+
+from roost.gateway.holding import Pulse, Waiting
+from roost.gateway.model import STREAM_HOLD_S, Hold, Host, Route, RouteTable, Target, Tcp, Unix
+from roost.gateway.streams import DataConnection, DataHosts
+from roost.kit.ids import Ids
+from roost.ports.errors import Conflict, Denied, Gone, Retry, RoostError, StaleEpoch
+from roost.proxy.answers import Answer
+from roost.proxy.exchange import Stream
+from roost.proxy.heads import Request
+from roost.proxy.pool import Backend, BackendConnection, Pool
+from roost.proxy.tunnel import Tunnel
+
+HEALTH = "/_roost/health"
+STREAM_PROTOCOL = b"roost-stream"
+BODY_SHARE = 64 << 10
+"""Most bytes of a waiting request's body that are kept (the proxy stops reading there)."""
+FIRST_DELAY_S = 0.05
+LONGEST_DELAY_S = 0.5
+"""Delays between attempts to reach a target that does not answer."""
+REPEAT_WAITING_S = 1.0
+# Two servers may read such a path differently.
+_DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+
+
+class _NotYet(Exception):
+    """The target cannot be reached now: ``after_s`` until another look, None = until something changes."""
+
+    def __init__(self, why: str, after_s: float | None, *, status: int = 503) -> None:
+        super().__init__(why)
+        self.why = why
+        self.after_s = after_s
+        self.status = status
+
+
+class EdgeRouter:
+    """Implements ``roost.proxy.exchange.Router`` over the present table of routes."""
+
+    def __init__(
+        self,
+        ids: Ids,
+        *,
+        waiting: Waiting | None = None,
+        stream_hold_s: float = STREAM_HOLD_S,
+        on_waiting: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.table = RouteTable()
+        self.waiting = waiting or Waiting()
+        self.changed = Pulse()
+        self.hosts: DataHosts
+        self._ids = ids
+        self._stream_hold_s = stream_hold_s
+        self._on_waiting = on_waiting
+        self._told: dict[str, float] = {}
+        self._streams: dict[Tunnel, Route] = {}
+
+    def replace(self, table: RouteTable) -> None:
+        """Use ``table`` from now on: who waits looks again, streams to a place that is no longer the
+        route's end (their clients dial again and reach the new one)."""
+        self.table = table
+        for tunnel, opened in list(self._streams.items()):
+            route = table.by_name.get(opened.name)
+            moved = route is not None and not isinstance(route.target, Hold)
+            if route is None or (moved and self._place(route) != self._place(opened)):
+                tunnel.close()
+        self.changed.fire()
+
+    @staticmethod
+    def _place(route: Route) -> tuple[Target, int]:
+        return route.target, route.epoch
+
+    # --- at once ---------------------------------------------------------------------------------
+
+    def decide(self, request: Request) -> Backend | Answer | None:
+        """See ``Router``."""
+        path = request.path
+        if path == HEALTH:
+            return self._health()
+        if _DOT_SEGMENT.search(path):
+            return Answer(400, "dot segments in a path are not served")
+        route = self.table.match(path)
+        if route is None:
+            return Answer(404, f"there is no route for {path[:200]}")
+        if route.tokens and not _may(route, request.fields.authorization):
+            challenge = (("WWW-Authenticate", "Bearer"),)
+            return Answer(401, f"{route.name} needs a valid bearer token", fields=challenge)
+        target = route.target
+        if route.streams:
+            return self._check_stream(route, request)
+        if isinstance(target, Unix):
+            return Backend(path=target.path)
+        if isinstance(target, Tcp):
+            return Backend(host=target.host, port=target.port)
+        return None
+
+    @staticmethod
+    def _check_stream(route: Route, request: Request) -> Answer | None:
+        if request.upgrade.lower() == STREAM_PROTOCOL:
+            return None
+        asked = (("Upgrade", STREAM_PROTOCOL.decode()), ("Connection", "Upgrade"))
+        return Answer(
+            426, f"{route.name} is a stream: ask for `Upgrade: roost-stream`", fields=asked
+        )
+
+    def _health(self) -> Answer:
+        state = {
+            "status": "ok",
+            "routes": len(self.table.by_name),
+            "version": self.table.version,
+            "hosts": list(self.hosts.hosts),
+            "waiting": self.waiting.requests,
+            "streams": len(self._streams),
+        }
+        return Answer(200, body=json.dumps(state).encode())
+
+    # --- with patience ---------------------------------------------------------------------------
+
+    async def find(self, request: Request, pool: Pool) -> BackendConnection | Stream | Answer:
+        """See ``Router``: waits while the route's hold time lasts."""
+        loop = asyncio.get_running_loop()
+        share = BODY_SHARE if request.fields.chunked else min(request.fields.length, BODY_SHARE)
+        size = request.size + share
+        began_s = loop.time()
+        delay_s = FIRST_DELAY_S
+        entered = False
+        try:
+            while True:
+                ticket = self.changed.ticket()
+                try:
+                    return await self._attempt(request, pool)
+                except _NotYet as error:
+                    late = error
+                if not entered and not self.waiting.enter(size):
+                    return _too_many()
+                entered = True
+                left_s = began_s + self._budget_s(request) - loop.time()
+                if left_s <= 0:
+                    return _given_up(late)
+                step_s = left_s if late.after_s is None else max(late.after_s, delay_s)
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+                await asyncio.wait((ticket,), timeout=min(step_s, left_s))
+        finally:
+            if entered:
+                self.waiting.leave(size)
+
+    def _budget_s(self, request: Request) -> float:
+        route = self.table.match(request.path)
+        if route is None:
+            return 0.0
+        return self._stream_hold_s if route.streams else route.hold_s
+
+    async def _attempt(self, request: Request, pool: Pool) -> BackendConnection | Stream | Answer:
+        """One look at the table and one try. Raises ``_NotYet``."""
+        decision = self.decide(request)
+        if isinstance(decision, Answer):
+            return decision
+        if decision is not None:
+            try:
+                return await pool.connect(decision)
+            except (OSError, TimeoutError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it does not answer"
+                raise _NotYet(f"the backend cannot be reached: {reason}", 0.0) from error
+        route = self.table.match(request.path)
+        assert route is not None
+        if isinstance(route.target, Host):
+            return await self._open(route, route.target)
+        self._tell(route.name)
+        raise _NotYet(f"{route.name} is on hold: its place is being prepared", None, status=504)
+
+    async def _open(self, route: Route, target: Host) -> Stream | Answer:
+        connection = self.hosts.take(target.host_id)
+        if connection is None:
+            self._tell(route.name)
+            raise _NotYet(f"host {target.host_id} has no data connection", None, status=504)
+        try:
+            first = await connection.open(target.service, route.epoch, self._ids.new("st"))
+        except Retry as error:
+            raise _NotYet(error.message, min(error.after_s, 1.0)) from error
+        except (Gone, StaleEpoch, Conflict) as error:
+            # The route is about to change: control learns of the loss too.
+            self._tell(route.name)
+            raise _NotYet(error.message, LONGEST_DELAY_S) from error
+        except Denied as error:
+            return Answer(403, str(error))
+        except RoostError as error:
+            return Answer(502, str(error))
+        if self.table.by_name.get(route.name) != route:
+            connection.transport.abort()
+            raise _NotYet(f"{route.name} moved meanwhile", 0.0)
+        return self._stream(route, connection, first)
+
+    def _stream(self, route: Route, connection: DataConnection, first: bytes) -> Stream:
+        def joined(tunnel: Tunnel) -> None:
+            self._streams[tunnel] = route
+
+        def ended(tunnel: Tunnel) -> None:
+            self._streams.pop(tunnel, None)
+            self.hosts.gone(connection)
+
+        return Stream(connection.transport, STREAM_PROTOCOL, first, joined, ended)
+
+    def _tell(self, name: str) -> None:
+        """Somebody waits for this route: said once a second."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told.get(name, -REPEAT_WAITING_S) >= REPEAT_WAITING_S:
+            if len(self._told) > 10_000:
+                self._told.clear()
+            self._told[name] = now_s
+            self._on_waiting(name)
+
+
+def _may(route: Route, authorization: bytes) -> bool:
+    scheme, _, token = authorization.partition(b" ")
+    if scheme.lower() != b"bearer":
+        return False
+    digest = hashlib.sha256(token.strip()).hexdigest()
+    return any([hmac.compare_digest(digest, allowed) for allowed in route.tokens])
+
+
+def _too_many() -> Answer:
+    return Answer(503, "too many requests wait already", problem=False, retry_after_s=5)
+
+
+def _given_up(error: _NotYet) -> Answer:
+    return Answer(error.status, error.why, problem=False, retry_after_s=2)
