@@ -21,7 +21,10 @@ aws,t3.xlarge,general,x86_64,4,16,,0,Intel,1
 aws,mac2.metal,general,arm64,8,16,,0,Apple,0
 gcp,e2-standard-4,general,x86_64,4,16,,0,,1
 """
-OFFERS = """cloud,region,zone,type,on_demand_usd_hour,od_basis,od_as_of,spot_usd_hour,spot_basis,spot_as_of,interruption_bucket
+OFFERS = (
+    "cloud,region,zone,type,on_demand_usd_hour,od_basis,od_as_of,"
+    "spot_usd_hour,spot_basis,spot_as_of,interruption_bucket"
+    """
 aws,us-east-1,use1-az1,m5.xlarge,0.192,listed,2026-01-01,0.06,advisor,2025-06-28,5-10%
 aws,us-east-1,use1-az2,m5.xlarge,0.192,listed,2026-01-01,,,,
 aws,us-east-2,use2-az1,m5.xlarge,0.02,listed,2026-01-01,0.01,advisor,2025-06-28,<5%
@@ -30,6 +33,7 @@ aws,us-east-1,use1-az1,mac2.metal,0.65,listed,2026-01-01,,,,
 gcp,us-central1,us-central1-a,e2-standard-4,0.134,listed,2026-02-01,0.04,listed,2026-02-01,
 gcp,us-central1,,e2-standard-4,,,,,,,
 """
+)
 SCORES = """cloud,type,passmark_per_vcpu,passmark_single,measured_on
 aws,m5.xlarge,1000,2000,2026-01-01
 aws,t3.xlarge,1000,2000,2026-01-01

