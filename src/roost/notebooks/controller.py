@@ -213,12 +213,15 @@ class NotebookController:
 
     async def _need_host(self, stored: Stored[Session], need: planning.NeedHost) -> None:
         session = stored.value
+        ask = session.ask
+        if need.role == "active" and session.epoch == 0 and session.start_clouds:
+            ask = msgspec.structs.replace(ask, clouds=session.start_clouds)
         claim = Claim(
             id=self._ids.new("c"),
             state=ClaimState.WANTED,
             parent=session.id,
             role=need.role,
-            ask=session.ask,
+            ask=ask,
             image=session.image,
             away_from=need.away_from,
             spread=session.spread,

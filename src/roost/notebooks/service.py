@@ -35,6 +35,7 @@ class NotebookService:
         image: Image,
         key: str = "",
         spread: Spread = Spread.POOL,
+        start_clouds: tuple[str, ...] = (),
         standby: bool = True,
     ) -> Session:
         """Record a session and return it at once; its routes hold until its kernel is up."""
@@ -48,6 +49,7 @@ class NotebookService:
             ask=ask,
             image=image,
             spread=spread,
+            start_clouds=start_clouds,
             standby=standby,
             created_s=self._clock.now_s(),
         )

@@ -33,6 +33,7 @@ def start(
     move_to: Annotated[
         str, typer.Option(help="How far moves go: pool, region, provider.")
     ] = "pool",
+    start_cloud: Annotated[list[str] | None, typer.Option(help="Cloud of the first host.")] = None,
     standby: Annotated[bool, typer.Option(help="Keep a warm host to move to.")] = True,
     wait: Annotated[bool, typer.Option(help="Wait until it runs.")] = True,
     json: JsonOption = False,
@@ -49,6 +50,7 @@ def start(
         max_usd_hour=max_price,
         near=near,
         spread=move_to,
+        start_clouds=tuple(start_cloud or ()),
         standby=standby,
     )
     with errors():

@@ -110,12 +110,15 @@ class RestDoor:
         body = await read(request, StartNotebook)
         ask = ask_of(body)
         await self._check_ask(ask)
+        if body.start_clouds:
+            await self._check_ask(msgspec.structs.replace(ask, clouds=body.start_clouds))
         session = await self._notebooks.start(
             name=body.name or "notebook",
             ask=ask,
             image=self._load_image(body.image),
             key=body.key,
             spread=one_of(Spread, body.spread, "spread"),
+            start_clouds=body.start_clouds,
             standby=body.standby,
         )
         return answer(await self._views.session(session), status=201)

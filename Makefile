@@ -1,0 +1,67 @@
+# Everything a person runs. `make demo` and `make test` need only Python 3.11, make and a C compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+SEEDS ?= 20
+
+.PHONY: help setup setup-dev demo test check lint types imports sim e2e browser bench pins screenshot clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.uv: requirements/run.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements/run.txt)"
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.uv requirements/run.txt pyproject.toml
+	$(UV) -r requirements/run.txt
+	$(UV) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	$(UV) -r requirements/dev.txt
+	@touch $@
+
+setup: $(VENV)/.run  ## Make .venv with the `roost` command, pinned, without development tools.
+setup-dev: $(VENV)/.dev  ## The same with the development tools.
+
+demo: setup  ## The main job, end to end, on this machine (KEEP=1 keeps it up).
+	@$(BIN)/roost demo $(if $(KEEP),--keep)
+
+test: setup-dev lint types imports  ## Everything: checks, unit, contract, simulator, real processes, browser.
+	$(BIN)/pytest
+
+check: setup-dev lint types imports  ## The fast loop: under a minute.
+	$(BIN)/pytest -m "not e2e and not browser" -x
+	$(BIN)/python -m roost.main.simulate --seeds $(SEEDS)
+
+lint: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup-dev
+	$(BIN)/mypy
+
+imports: setup-dev
+	$(BIN)/lint-imports --no-logo
+
+sim: setup-dev  ## Run SEEDS=N simulator seeds.
+	$(BIN)/python -m roost.main.simulate --seeds $(SEEDS)
+
+e2e: setup-dev
+	$(BIN)/pytest -m e2e
+
+browser: setup-dev
+	$(BIN)/pytest -m browser
+
+pins: setup-dev  ## Pin the newest versions of everything again.
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links requirements/run.in -o requirements/run.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,296 @@
+"""The control plane: REST door, controllers, store, the agents' control links. No user traffic.
+
+This file is the table of contents: it names every concrete class once. Killed at any moment and
+started again it adopts what runs: the store holds intent and epochs, providers list the instances.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from roost.adapters.clock import SystemClock
+from roost.adapters.kernels import LinkedKernels
+from roost.adapters.link.server import LinkServer
+from roost.adapters.providers.local import LocalProvider, load_image
+from roost.adapters.store.sqlite.store import open_store
+from roost.client.model import CostLineView, CostView
+from roost.doors.rest.app import RestDoor
+from roost.doors.rest.views import Views
+from roost.fleet.controller import FleetController
+from roost.fleet.model import RankedOffer
+from roost.fleet.service import FleetService, live, token_hash
+from roost.gateway.model import Host, Tcp
+from roost.gateway.publisher import Publisher
+from roost.gateway.service import GatewayService
+from roost.kit.ids import SystemIds
+from roost.kit.money import usd
+from roost.kit.queue import KeyedQueue
+from roost.main.sessions import SessionRoutes, SessionServers
+from roost.main.settings import StateDir, settings
+from roost.market.catalogue import Catalogue
+from roost.market.service import Market
+from roost.metering.service import MeteringService
+from roost.notebooks.controller import NotebookController
+from roost.notebooks.service import NotebookService
+from roost.ports import wire
+from roost.ports.errors import Conflict, Gone, RoostError
+from roost.ports.values import Ask
+
+log = logging.getLogger("roost.control")
+
+RESYNC_S = 2.0
+"""How often every key is woken: losing any single event costs at most this long."""
+CLOUDS = ("aws", "azure", "gcp")
+"""The local provider plays all three: an instance bears the offer it was launched for."""
+RANKED = 50
+
+
+class Control:
+    """All parts of one control plane, wired."""
+
+    def __init__(self, state: StateDir) -> None:
+        self.state = state
+        self.endpoints = state.endpoints()
+        self.clock = SystemClock()
+        self.ids = SystemIds()
+        self.owner_token = state.read_secret("owner.token")
+        self.store = open_store(state.database)
+        agent_argv = (sys.executable, "-m", "roost.main.agent")
+        self.provider = LocalProvider(state.root, clock=self.clock, agent_argv=agent_argv)
+        self.providers = {cloud: self.provider for cloud in CLOUDS}
+        self.market = Market(Catalogue.load())
+        self.links = LinkServer(
+            clock=self.clock,
+            ids=self.ids,
+            book=self,
+            data_secret=state.read_secret("data.secret").encode(),
+            data_addresses=lambda: tuple(self.endpoints["data_addresses"]),
+        )
+        self.fleet = FleetService(
+            self.store, self.clock, self.links, self.providers, lambda key: self.claims.wake(key)
+        )
+        self.fleet_loop = FleetController(
+            self.fleet,
+            self.store,
+            self.clock,
+            self.ids,
+            self.links,
+            self.providers,
+            self.rank,
+            self.endpoints["link_address"],
+            state.read_secret("join.secret").encode(),
+            lambda owner: self.sessions.wake(owner),
+        )
+        self.gateway = GatewayService(self.store)
+        self.notebooks = NotebookService(
+            self.store, self.clock, self.ids, lambda key: self.sessions.wake(key)
+        )
+        self.notebook_loop = NotebookController(
+            self.notebooks,
+            self.fleet,
+            self.store,
+            self.clock,
+            self.ids,
+            LinkedKernels(self.links),
+            SessionRoutes(self.gateway, state, self.owner_token),
+            SessionServers(state, self.endpoints["public_url"]),
+        )
+        self.metering = MeteringService(self.store, self.clock, self.providers)
+        self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
+        self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)
+        self._asides: set[asyncio.Task[None]] = set()
+
+    # --- plugs ---------------------------------------------------------------------------------
+
+    async def admit(self, host_id: str, join_token: str, public_key: bytes) -> None:
+        """Join book of the link."""
+        await self.fleet.admit(host_id, join_token, public_key)
+
+    async def rank(self, ask: Ask) -> list[RankedOffer]:
+        """Offers for an ask, best first; in a thread, because it looks at 150,000 offers."""
+        ranked = await asyncio.to_thread(self.market.rank, ask, RANKED)
+        return [RankedOffer(offer=r.offer, reason=r.reason) for r in ranked]
+
+    async def check_ask(self, ask: Ask) -> None:
+        """``Invalid`` naming the constraint that leaves nothing."""
+        await asyncio.to_thread(self.market.rank, ask, 1)
+
+    async def bill(self) -> CostView:
+        """The bill as clients see it."""
+        bill = await self.metering.bill()
+        lines = [
+            CostLineView(
+                host_id=line.instance_id,
+                session_id=line.session_id,
+                role=line.role,
+                offer=line.offer_key,
+                purchase_option=str(line.purchase_option),
+                seconds=line.seconds,
+                price_usd_hour=line.price_usd_hour,
+                usd=usd(line.charge_nano_usd),
+                on_demand_usd=usd(line.on_demand_nano_usd),
+                running=line.open,
+            )
+            for line in bill.lines
+        ]
+        differences = [
+            f"{d.instance_id}: {d.reason}, metered {d.metered_s} s, ledger {d.ledger_s} s"
+            for d in await self.metering.reconcile()
+        ]
+        return CostView(
+            at_s=bill.now_s,
+            usd=usd(bill.total.charge_nano_usd),
+            on_demand_usd=usd(bill.total.on_demand_nano_usd),
+            saved_usd=usd(bill.total.saved_nano_usd),
+            lines=tuple(lines),
+            differences=tuple(differences),
+        )
+
+    # --- events: they only wake ------------------------------------------------------------------
+
+    def on_event(self, host_id: str, event: wire.EventBody) -> None:
+        """An agent's event."""
+        self._aside(self._take(host_id, event))
+
+    async def _take(self, host_id: str, event: wire.EventBody) -> None:
+        with contextlib.suppress(Gone, Conflict):
+            if isinstance(event, wire.Checkpointed):
+                await self.notebooks.note_checkpoint(event.checkpoint)
+            elif isinstance(event, wire.CaptureFailed):
+                await self.notebooks.note_trouble(event.session_id, event.reason)
+            elif isinstance(event, wire.TaskEnded):
+                reason = f"exit code {event.exit_code} at epoch {event.epoch}"
+                await self.notebooks.note(event.session_id, "KernelEnded", reason)
+        await self._wake_host(host_id)
+
+    def on_change(self, host_id: str) -> None:
+        """A host connected, left, became ready, or its tasks changed state."""
+        self._aside(self._wake_host(host_id))
+
+    async def _wake_host(self, host_id: str) -> None:
+        try:
+            instance = await self.fleet.instance(host_id)
+        except Gone:
+            return
+        self.claims.wake(instance.parent)
+        self.sessions.wake(instance.owner)
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    @staticmethod
+    def _failed(key: str, error: Exception) -> None:
+        expected = isinstance(error, RoostError)
+        log.log(
+            logging.INFO if expected else logging.ERROR, "%s: %s", key, error, exc_info=not expected
+        )
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def resync(self) -> None:
+        """Wake everything now and then, keep host routes, end instances nobody knows."""
+        while True:
+            for key in await self.fleet_loop.keys():
+                self.claims.wake(key)
+            for key in await self.notebook_loop.keys():
+                self.sessions.wake(key)
+            await self._host_routes()
+            for provider_id in await self.fleet_loop.sweep():
+                log.warning("ended %s, which no row knows", provider_id)
+            await asyncio.sleep(RESYNC_S)
+
+    async def _host_routes(self) -> None:
+        """A shell on every live host; none on ended ones."""
+        for instance in await self.fleet.instances():
+            name = f"shell/{instance.id}"
+            known = self.gateway.route(name)
+            if live(instance) and known is None:
+                tokens = (token_hash(self.owner_token),)
+                target = Host(host_id=instance.id, service="shell")
+                await self.gateway.point(name, target, epoch=1, tokens=tokens)
+            elif instance.ended and known is not None:
+                await self.gateway.remove(name)
+
+    def door(self) -> RestDoor:
+        """The REST door."""
+        views = Views(
+            notebooks=self.notebooks,
+            fleet=self.fleet,
+            links=self.links,
+            store=self.store,
+            bill=self.bill,
+            public_url=self.endpoints["public_url"],
+            state_dir=str(self.state.root),
+            edges=self.endpoints["edges"],
+            version=importlib.metadata.version("roost"),
+        )
+        default = settings(str(self.state.root)).image
+        return RestDoor(
+            notebooks=self.notebooks,
+            fleet=self.fleet,
+            store=self.store,
+            clock=self.clock,
+            views=views,
+            load_image=lambda name: load_image(name or default),
+            check_ask=self.check_ask,
+            owner_token=self.owner_token,
+        )
+
+    async def run(self, rest: socket.socket, link: socket.socket) -> None:
+        """Serve until told to stop."""
+        publisher = Publisher(self.state.run)
+        publisher.start()
+        self.gateway.attach(publisher.publish)
+        self.links.subscribe(self.on_event, self.on_change)
+        await self.gateway.load()
+        host, port = self.endpoints["control_url"].removeprefix("http://").rsplit(":", 1)
+        await self.gateway.point("api", Tcp(host=host, port=int(port)), epoch=0)
+        await self.links.serve(link)
+        config = uvicorn.Config(
+            self.door().app(), log_level="warning", lifespan="off", access_log=False
+        )
+        server = uvicorn.Server(config)
+        resync = asyncio.get_running_loop().create_task(self.resync())
+        try:
+            await server.serve(sockets=[rest])
+        finally:
+            resync.cancel()
+            await asyncio.gather(resync, return_exceptions=True)
+            await self.claims.stop()
+            await self.sessions.stop()
+            await self.notebook_loop.stop()
+            await self.links.close()
+            await publisher.close()
+            await self.store.close()
+
+
+def main() -> None:
+    """``python -m roost.main.control --state DIR --rest-fd N --link-fd N``"""
+    parser = argparse.ArgumentParser(description="The control plane of one Roost installation.")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--rest-fd", type=int, required=True)
+    parser.add_argument("--link-fd", type=int, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    rest, link = socket.socket(fileno=options.rest_fd), socket.socket(fileno=options.link_fd)
+    control = Control(StateDir(options.state))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asyncio.run(control.run(rest, link))
+
+
+if __name__ == "__main__":
+    main()
