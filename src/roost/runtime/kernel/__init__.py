@@ -1,0 +1,1 @@
+"""The capture engine that lives in a Python kernel. Importing it imports nothing."""
