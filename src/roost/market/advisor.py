@@ -189,6 +189,8 @@ def _ranked(
     distance = context.distances_km.get((offer.provider, offer.region))
     lead = _lead_best(offer, cheapest) if number == 1 else _lead(terms, best[0])
     parts = [lead, stability(offer, lasts), _speed_words(speed, context)]
+    if terms.floor > 0:
+        parts.append(f"price counted as {PRICE_FLOOR:.0%} of on-demand")
     if distance is not None:
         parts.append(f"{distance:,.0f} km from {ask.near}")
     return Ranked(

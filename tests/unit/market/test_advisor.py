@@ -140,7 +140,9 @@ def test_the_ladder_guard_counts_no_discount_below_the_floor():
     assert cost(low, CONTEXT).floor == 0
     assert cost(lowest, CONTEXT).floor == pytest.approx(0.025)
     lowest = msgspec.structs.replace(lowest, zone="here-2")
-    assert rank([low, lowest], Ask(), CONTEXT)[0].offer == low
+    first, second = rank([low, lowest], Ask(), CONTEXT)
+    assert first.offer == low
+    assert "price counted as 15% of on-demand" in second.reason
 
 
 def test_stability_decides_between_equal_prices_and_on_demand_is_not_interruptible():

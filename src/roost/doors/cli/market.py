@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from roost.ports.errors import Invalid, RoostError
 from roost.ports.values import Ask, Offer, PurchaseOption
 
 ROOMY = 140
-"""From this many columns on an offer's key is never broken."""
+"""From this many columns on an offer takes one line, else two."""
 WIDE = 190
 """From this many columns on the reason stands in the table, else below it."""
 
@@ -204,59 +205,100 @@ def _print_json(value: Any) -> None:
 def show_ranking(
     console: Console, catalogue: Catalogue, ask: Ask, ranked: Sequence[Ranked]
 ) -> None:
-    """Print a ranking with the reason for each rank."""
+    """Print a ranking with the reason for each rank, laid out for the width of the console."""
     wide = console.width >= WIDE
-    table = Table(
-        title=f"{catalogue.count(ask):,} offers fit; the best {len(ranked)}",
-        title_justify="left",
-        header_style="bold",
-    )
-    table.add_column("#", justify="right")
-    table.add_column("offer", overflow="fold", min_width=24, no_wrap=console.width >= ROOMY)
-    for name in ("$/h", "on-demand", "saving", "survives 24 h", "speed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if ask.near:
-        table.add_column("km", justify="right", no_wrap=True)
-    table.add_column("$/useful h", justify="right", style="bold", no_wrap=True)
-    if wide:
-        table.add_column("why", overflow="fold", ratio=1)
-    for entry in ranked:
-        row = _row(entry, bool(ask.near))
-        table.add_row(
-            *row, *([entry.reason] if wide else []), style="green" if entry.rank == 1 else ""
-        )
+    near = bool(ask.near)
+    roomy = console.width >= ROOMY
+    table = _full_table(ranked, near, wide) if roomy else _narrow_table(ranked, near)
+    table.title = f"{catalogue.count(ask):,} offers fit; the best {len(ranked)}"
+    table.title_justify = "left"
     console.print(table)
     if not wide:
+        reasons = Table.grid(padding=(0, 1))
+        reasons.add_column(justify="right", style="bold")
+        reasons.add_column(overflow="fold")
         for entry in ranked:
-            console.print(Text(f"{entry.rank:>2}  {entry.reason}"))
+            reasons.add_row(str(entry.rank), Text(entry.reason))
+        console.print(reasons)
     dates = ", ".join(f"{cloud} {day}" for cloud, day in sorted(catalogue.prices_as_of.items()))
-    console.print(Text(f"Prices as of: {dates}. Speed: Spare Cores (CC BY-SA 4.0).", style="dim"))
+    console.print(Text(f"Prices as of {dates}. Speed: Spare Cores (CC BY-SA 4.0).", style="dim"))
 
 
-def _row(entry: Ranked, with_distance: bool) -> list[str | Text]:
-    offer = entry.offer
-    saving = 1.0 - offer.price_usd_hour / offer.on_demand_usd_hour
-    row: list[str | Text] = [
-        str(entry.rank),
-        offer.key,
-        f"{offer.price_usd_hour:.4f}",
-        f"{offer.on_demand_usd_hour:.4f}",
-        f"{saving:.0%}",
-        _survival_text(entry),
-        "unknown" if entry.performance is None else f"{entry.performance:.2f}x",
-    ]
-    if with_distance:
-        row.append("?" if entry.distance_km is None else f"{entry.distance_km:,.0f}")
-    return [*row, f"{entry.usd_useful_hour:.4f}"]
+def _full_table(ranked: Sequence[Ranked], near: bool, with_reason: bool) -> Table:
+    """A line for each offer."""
+    table = Table(header_style="bold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("offer", overflow="fold")
+    for name in ("$/h", "on demand", "saving", "survives 24 h", "speed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if near:
+        table.add_column("km", justify="right", no_wrap=True)
+    table.add_column("$/useful h", justify="right", style="bold", no_wrap=True)
+    if with_reason:
+        table.add_column("why", overflow="fold", ratio=1)
+    for entry in ranked:
+        offer = entry.offer
+        row: list[str | Text] = [
+            str(entry.rank),
+            offer.key,
+            f"{offer.price_usd_hour:.4f}",
+            f"{offer.on_demand_usd_hour:.4f}",
+            f"{_saving(offer):.0%}",
+            _survival_text(entry, " "),
+            _speed_text(entry),
+        ]
+        row += [_distance_text(entry)] * near
+        row += [f"{entry.usd_useful_hour:.4f}"]
+        row += [Text(entry.reason)] * with_reason
+        table.add_row(*row, style="green" if entry.rank == 1 else "")
+    return table
 
 
-def _survival_text(entry: Ranked) -> Text:
+def _narrow_table(ranked: Sequence[Ranked], near: bool) -> Table:
+    """Two lines for each offer, so that 80 columns hold it; the reasons are printed below."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("offer", overflow="fold")
+    table.add_column("$/h\non demand", justify="right", no_wrap=True)
+    table.add_column("survives\n24 h", justify="right", no_wrap=True)
+    table.add_column("speed", justify="right", no_wrap=True)
+    if near:
+        table.add_column("km", justify="right", no_wrap=True)
+    table.add_column("$ a useful\nhour", justify="right", style="bold", no_wrap=True)
+    for entry in ranked:
+        offer = entry.offer
+        place, kind, option = offer.key.rsplit("/", 2)
+        row: list[str | Text] = [
+            str(entry.rank),
+            f"{place}/\n{kind}/{option}",
+            f"{offer.price_usd_hour:.4f}\n{offer.on_demand_usd_hour:.4f} -{_saving(offer):.0%}",
+            _survival_text(entry, "\n"),
+            _speed_text(entry),
+        ]
+        row += [_distance_text(entry)] * near
+        row += [f"{entry.usd_useful_hour:.4f}"]
+        table.add_row(*row, style="green" if entry.rank == 1 else "")
+    return table
+
+
+def _saving(offer: Offer) -> float:
+    return 1.0 - offer.price_usd_hour / offer.on_demand_usd_hour
+
+
+def _survival_text(entry: Ranked, gap: str) -> Text:
     lasts = entry.survival_24h
     if lasts.known:
         return Text(f"{lasts.p:.3f}")
-    return Text.assemble(
-        ("unknown", "yellow"), f" ~{lasts.p:.2f} [{lasts.low:.2f}-{lasts.high:.2f}]"
-    )
+    prior = f"{gap}~{lasts.p:.2f} [{lasts.low:.2f}-{lasts.high:.2f}]"
+    return Text.assemble(("unknown", "yellow"), prior)
+
+
+def _speed_text(entry: Ranked) -> str:
+    return "unknown" if entry.performance is None else f"{entry.performance:.2f}x"
+
+
+def _distance_text(entry: Ranked) -> str:
+    return "?" if entry.distance_km is None else f"{entry.distance_km:,.0f}"
 
 
 def _show_explanation(explained: Explanation) -> None:
