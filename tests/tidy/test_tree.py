@@ -44,7 +44,7 @@ IMPURE_MODULES = {
     "sqlite3",
     "logging",
 }
-DOMAIN = ("fleet", "notebooks", "gateway", "metering", "placement", "market")
+DOMAIN = ("fleet", "notebooks", "gateway", "metering", "market")
 
 
 def _tree(path: Path) -> ast.Module:

@@ -1,4 +1,4 @@
-"""Offers made by hypothesis for the tests of market and placement."""
+"""Offers made by hypothesis for the tests of the market."""
 
 from hypothesis import strategies as st
 

@@ -1,1 +1,0 @@
-"""Placement: which of the ranked offers and ready hosts a workload gets, and why."""
