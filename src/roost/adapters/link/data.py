@@ -9,7 +9,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 
-from roost.adapters.link.streams import dial, hang_up
+from roost.adapters.link.streams import dial, hang_up, splice
 from roost.kit.retry import RetryPolicy
 from roost.ports import wire
 from roost.ports.errors import Invalid, Retry, RoostError, to_wire
@@ -23,8 +23,8 @@ BACK_OFF = RetryPolicy(first_s=0.1, factor=1.7, ceiling_s=5.0)
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-OpenService = Callable[[wire.Open], Awaitable[Serve]]
-"""Prepare a service (raising a typed error when it cannot be had); the result then owns the stream."""
+OpenService = Callable[[wire.Open], Awaitable[Stream | Serve]]
+"""A stream to splice with the connection, or what serves it; a typed error when it cannot be had."""
 
 
 async def data_connection(
@@ -132,9 +132,7 @@ class DataPool:
         self, request: wire.Open, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            serve = await self._prepared(request, writer)
-            if serve is not None:
-                await serve(reader, writer)
+            await self._connect(request, reader, writer)
         except (OSError, BadFrame) as error:
             log.info("data: stream %s ended: %s", request.service, error)
         except Exception:  # a defect in one stream ends that stream only
@@ -142,13 +140,22 @@ class DataPool:
         finally:
             await hang_up(writer)
 
-    async def _prepared(self, request: wire.Open, writer: asyncio.StreamWriter) -> Serve | None:
+    async def _connect(
+        self, request: wire.Open, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
-            serve = await self._open_service(request)
+            service = await self._open_service(request)
         except RoostError as error:
-            writer.write(self._out.encode(wire.OpenFailed(error=to_wire(error))))
-            await writer.drain()
-            return None
-        writer.write(self._out.encode(wire.Opened()))
+            await self._answer(writer, wire.OpenFailed(error=to_wire(error)))
+            return
+        await self._answer(writer, wire.Opened())
+        if isinstance(service, tuple):
+            await splice((reader, writer), service)
+        else:
+            await service(reader, writer)
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, message: wire.Opened | wire.OpenFailed
+    ) -> None:
+        writer.write(self._out.encode(message))
         await writer.drain()
-        return serve
