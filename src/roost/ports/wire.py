@@ -13,7 +13,7 @@ Data connection (agent dials the edge):
 
 Session stream (bridge -> edge -> agent -> keeper; service ``kernel``), after the edge spliced it:
     bridge -> Attach;  keeper -> Attached | Refused;
-    then bridge -> Request, Ack, Interrupt, Restart and keeper -> Accepted, Output, Fenced, KernelDied.
+    then bridge -> Request, Ack, Interrupt, Restart and keeper -> Accepted, Output, Fenced, KernelDied, Settled.
 """
 
 import msgspec
@@ -323,6 +323,12 @@ class KernelDied(_Message, frozen=True, kw_only=True):
     restarting: bool = True
 
 
+class Settled(_Message, frozen=True, kw_only=True):
+    """The effects of these requests are in a durable checkpoint: the bridge may forget them."""
+
+    msg_ids: tuple[str, ...]
+
+
 # --- codecs ----------------------------------------------------------------------------------------
 
 ToControl = Hello | Heartbeat | Event | Reply
@@ -330,7 +336,7 @@ ToAgent = Challenge | Welcome | Refused | Command | EventAck
 DataToEdge = DataHello | Opened | OpenFailed | BlobsMissing | BlobPut | BlobGet
 DataToAgent = Challenge | Refused | Open | BlobsAnswer | BlobBytes | Failed
 ToKeeper = Attach | Request | Ack | Interrupt | Restart
-ToBridge = Attached | Refused | Accepted | Output | Fenced | KernelDied
+ToBridge = Attached | Refused | Accepted | Output | Fenced | KernelDied | Settled
 
 
 def to_control() -> Frames[ToControl]:
