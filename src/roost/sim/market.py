@@ -1,0 +1,69 @@
+"""A small market for the simulated world: a handful of pools per cloud, ranked by price. Pure."""
+
+from collections.abc import Sequence
+
+from roost.fleet.model import RankedOffer
+from roost.ports.errors import Invalid
+from roost.ports.values import Ask, Offer, PurchaseOption, Resources
+
+_CLOUDS = (
+    # provider, regions, zones per region, notice in seconds
+    ("aws", ("us-east-1", "us-west-2", "eu-west-1", "ap-northeast-2"), 3, 120.0),
+    (
+        "azure",
+        ("eastus", "westeurope", "japaneast", "uksouth", "brazilsouth", "koreacentral"),
+        1,
+        30.0,
+    ),
+    ("gcp", ("us-central1", "europe-west1", "asia-east1", "us-west1"), 3, 30.0),
+)
+_TYPES = (
+    # name, vCPU, GiB, on-demand price (USD per hour)
+    ("general-4", 4, 16, 0.192),
+    ("general-8", 8, 32, 0.384),
+    ("memory-4", 4, 32, 0.252),
+)
+
+
+def offers() -> list[Offer]:
+    """Every pool of the simulated market, in a fixed order."""
+    return [
+        Offer(
+            provider=provider,
+            region=region,
+            zone=f"{region}-{zone}" if zones > 1 else "",
+            instance_type=f"{provider}-{type_}",
+            purchase_option=PurchaseOption.SPOT,
+            price_usd_hour=round(on_demand * (0.3 + 0.02 * r + 0.007 * zone), 6),
+            on_demand_usd_hour=on_demand,
+            resources=Resources(vcpus=vcpus, memory_gib=memory_gib),
+            notice_s=notice_s,
+        )
+        for provider, regions, zones, notice_s in _CLOUDS
+        for r, region in enumerate(regions)
+        for zone in range(zones)
+        for type_, vcpus, memory_gib, on_demand in _TYPES
+    ]
+
+
+OFFERS: Sequence[Offer] = tuple(offers())
+
+
+async def rank(ask: Ask) -> Sequence[RankedOffer]:
+    """Implements ``fleet.model.Rank``: cheapest first. ``Invalid`` when every pool is ruled out."""
+    fitting = [offer for offer in OFFERS if _fits(offer, ask)]
+    if not fitting:
+        raise Invalid("no pool is left", hint="wait until avoided pools may be tried again")
+    fitting.sort(key=lambda offer: (offer.price_usd_hour, offer.key))
+    return [RankedOffer(offer=o, reason=f"{o.price_usd_hour:.4f} USD/h") for o in fitting]
+
+
+def _fits(offer: Offer, ask: Ask) -> bool:
+    return (
+        offer.resources.vcpus >= ask.vcpus
+        and offer.resources.memory_gib >= ask.memory_gib
+        and offer.provider not in ask.avoid_clouds
+        and offer.region not in ask.avoid_regions
+        and offer.key not in ask.avoid_pools
+        and (not ask.clouds or offer.provider in ask.clouds)
+    )
