@@ -1,0 +1,1 @@
+"""Drivers of tasks on a host, one package each."""

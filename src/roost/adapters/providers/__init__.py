@@ -1,0 +1,1 @@
+"""Providers of instances, one package each. They see ports and kit, never each other."""
