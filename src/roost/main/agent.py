@@ -99,7 +99,7 @@ class HostAgent:
         )
         self.tasks = Tasks(
             places=places,
-            driver=ProcessDriver(own / "tasks"),
+            driver=ProcessDriver(own / "tasks", clock=clock),
             ids=ids,
             keeper_argv=keeper_argv(places),
             on_event=self._on_keeper_event,

@@ -119,6 +119,7 @@ class Agent:
     ) -> None:
         self.welcomes: list[wire.Welcome] = []
         self.ready = False
+        self.reports = 0
         self.host_id = host_id
         self.link = ControlLink(
             address=address,
@@ -132,6 +133,7 @@ class Agent:
         )
 
     def report(self) -> HostReport:
+        self.reports += 1
         return HostReport(host_id=self.host_id, at_s=1.0, ready=self.ready)
 
     @asynccontextmanager
