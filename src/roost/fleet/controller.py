@@ -124,7 +124,7 @@ class FleetController:
         if new.state is not old.state:
             reason = new.ended_reason if new.ended else new.offer.key
             lines.append(self._line(new.id, str(new.state).capitalize(), reason))
-        if new.notice is not None and old.notice is None:
+        if new.notice is not None and new.notice != old.notice:
             left_s = (new.notice.deadline_s or self._clock.now_s()) - self._clock.now_s()
             reason = f"{new.notice.kind} from {new.notice.source}: {left_s:.0f} s left"
             lines.append(self._line(new.id, "Noticed", reason))

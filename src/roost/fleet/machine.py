@@ -5,7 +5,7 @@ import msgspec
 from roost.fleet.model import Instance, InstanceState, Span
 from roost.ports.provider import InstanceState as Seen
 from roost.ports.provider import ProviderInstance
-from roost.ports.values import HostReport
+from roost.ports.values import HostReport, Notice
 
 S = InstanceState
 
@@ -99,9 +99,18 @@ def _running(instance: Instance, seen: ProviderInstance, report: HostReport | No
         return instance
     if instance.state is S.BOOTING and report.ready:
         instance = msgspec.structs.replace(step(instance, S.READY), ready_s=report.at_s)
-    if report.notice is not None and instance.notice is None:
+    if _stronger(report.notice, instance.notice):
         instance = msgspec.structs.replace(instance, notice=report.notice)
     return instance
+
+
+def _stronger(new: Notice | None, old: Notice | None) -> bool:
+    """Whether ``new`` says more than ``old``: a deadline is news even after a recommendation."""
+    if new is None or old is None:
+        return new is not None
+    return new.deadline_s is not None and (
+        old.deadline_s is None or new.deadline_s < old.deadline_s
+    )
 
 
 def _ended(instance: Instance, seen: ProviderInstance, now_s: float) -> Instance:

@@ -11,7 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from roost.ports.store import DEFAULT_TENANT
-from roost.ports.values import Ask, HostReport, Image, Notice, Offer
+from roost.ports.values import Ask, HostReport, Image, Notice, NoticeKind, Offer
 
 
 class InstanceState(StrEnum):
@@ -138,12 +138,18 @@ class ClaimView(msgspec.Struct, frozen=True, kw_only=True):
     connected: bool = False
 
     @property
+    def leaving(self) -> bool:
+        """The host will go away. A rebalance recommendation alone does not say so."""
+        notice = self.instance.notice if self.instance is not None else None
+        return notice is not None and notice.kind is not NoticeKind.REBALANCE
+
+    @property
     def usable(self) -> bool:
         """A host that can take a kernel now: ready, connected and not going away."""
         return (
             self.instance is not None
             and self.instance.state is InstanceState.READY
-            and self.instance.notice is None
+            and not self.leaving
             and self.connected
             and self.report is not None
             and self.report.ready

@@ -8,7 +8,7 @@ import msgspec
 
 from roost.fleet.model import ClaimView
 from roost.notebooks.model import Cause, Move, Phase, Session, SessionState
-from roost.ports.values import NoticeKind, Offer, TaskReport
+from roost.ports.values import Notice, Offer, TaskReport
 
 FREEZE_MARGIN_S = 15.0
 """Before a deadline, when the move starts even if a cell runs or no target is ready (seconds)."""
@@ -178,7 +178,7 @@ def _place(snapshot: Snapshot) -> list[Instruction]:
 
 def _start(snapshot: Snapshot) -> list[Instruction]:
     active = snapshot.active
-    if active is None or active.gone or _noticed(active):
+    if active is None or active.gone or active.leaving:
         reason = "its host went away before the kernel was up"
         return [BackToRequested(reason=reason)]
     if active.usable and active.instance is not None:
@@ -245,7 +245,7 @@ def _prepare(snapshot: Snapshot, move: Move) -> list[Instruction]:
         return [Fallback(reason=move.reason, since_s=since_s)]
     instance = active.instance if active else None
     notice = instance.notice if instance else None
-    if notice is not None and move.cause is Cause.ASKED:
+    if notice is not None and _says_more(notice, move):
         reason = f"{notice.kind} notice from {notice.source}"
         return [Urge(cause=Cause.NOTICE, reason=reason, deadline_s=notice.deadline_s)]
     pressing = move.deadline_s is not None and now_s > move.deadline_s - FREEZE_MARGIN_S
@@ -301,20 +301,23 @@ def _spare(snapshot: Snapshot, *, wanted: bool = False) -> list[Instruction]:
             return []
         away_from = (offer,) if offer is not None else ()
         return [NeedHost(role="standby", away_from=away_from, reason="a place to move to")]
-    if standby.gone or _noticed(standby):
+    if standby.gone or _unwanted(standby, session.move):
         return [DropHost(claim_id=standby.claim.id, reason="the standby host goes away")]
     if standby.usable and standby.instance is not None and not _warm(snapshot):
         return [WarmHost(host_id=standby.instance.id, imports=session.imports)]
     return []
 
 
-def _noticed(view: ClaimView) -> bool:
-    instance = view.instance
-    return (
-        instance is not None
-        and instance.notice is not None
-        and instance.notice.kind is not NoticeKind.REBALANCE
-    )
+def _says_more(notice: Notice, move: Move) -> bool:
+    """Whether a notice tells the move something new: a cause, or a deadline where there was none."""
+    return move.cause is Cause.ASKED or (move.deadline_s is None and notice.deadline_s is not None)
+
+
+def _unwanted(standby: ClaimView, move: Move | None) -> bool:
+    """A standby host that goes away, or may and there is time for a better one."""
+    noticed = standby.instance is not None and standby.instance.notice is not None
+    urgent = move is not None and (move.deadline_s is not None or move.phase is not Phase.PREPARING)
+    return standby.leaving or (noticed and not urgent)
 
 
 def _ended(view: ClaimView | None) -> bool:
@@ -335,7 +338,9 @@ def _warm(snapshot: Snapshot) -> bool:
 
 def _ready_target(snapshot: Snapshot) -> bool:
     standby = snapshot.standby
-    return standby is not None and standby.usable and _warm(snapshot)
+    if standby is None or not standby.usable or _unwanted(standby, snapshot.session.move):
+        return False
+    return _warm(snapshot)
 
 
 def _busy(snapshot: Snapshot) -> bool:
