@@ -18,6 +18,7 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -69,6 +70,9 @@ __all__ = [
     "set_applied_seq",
     "set_durable_seq",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Seq(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +140,9 @@ async def serve(
             await writer.drain()
             if on_seq is not None and isinstance(request, Change):
                 on_seq(request.seq)
-    except (BadFrame, ConnectionError):
+    except BadFrame as error:
+        _log.warning("a files stream of %s ended: %s", root.name, error)
+    except ConnectionError:
         pass  # the client connects again and asks what was applied
     finally:
         writer.close()

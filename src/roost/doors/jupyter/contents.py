@@ -109,7 +109,7 @@ class WorkspaceContents(AsyncContentsManager):
         path = path.strip("/")
         if not self.allow_hidden and await self.is_hidden(path):
             raise HTTPError(404, f"{path} does not exist")
-        entry = await self._entry(path, hash=require_hash and not content)
+        entry = await self._entry(path, hash=bool(require_hash) and not content)
         if entry is None or entry.kind == "other":
             raise HTTPError(404, f"{path} does not exist")
         if entry.kind == "dir":

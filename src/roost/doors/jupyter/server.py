@@ -28,6 +28,9 @@ _DISABLED = (
     "@jupyterlab/apputils-extension:announcements",
     "@jupyterlab/debugger-extension",
     "@jupyterlab/extensionmanager-extension",
+    "@jupyterlab/fileeditor-extension:language-server",
+    "@jupyterlab/lsp-extension",
+    "@jupyterlab/notebook-extension:language-server",
     "@jupyterlab/pluginmanager-extension",
     "@jupyterlab/terminal-extension",
 )
@@ -112,7 +115,6 @@ class RoostLab(LabServerApp):
             delete_to_trash=False,
             news={"disabled": True},
             notebookVersion="[2, 0, 0]",
-            disabledExtensions={name: True for name in _DISABLED},
         )
 
     @default("app_version")
@@ -139,6 +141,9 @@ def config(setup: Setup) -> Config:
     private = setup.directory / "jupyter"
     for folder in (root, private):
         folder.mkdir(parents=True, exist_ok=True)
+    page = {"disabledExtensions": {name: True for name in _DISABLED}}
+    (private / "settings").mkdir(exist_ok=True)
+    (private / "settings" / "page_config.json").write_bytes(msgspec.json.encode(page))
     made = Config()
     made.ServerApp.update(
         {
@@ -153,8 +158,8 @@ def config(setup: Setup) -> Config:
             "trust_xheaders": True,
             "quit_button": False,
             "terminals_enabled": False,
-            "websocket_ping_interval": 10_000,
-            "websocket_ping_timeout": 30_000,
+            "websocket_ping_interval": 10,
+            "websocket_ping_timeout": 10,
             "jpserver_extensions": {__name__: True},
             "contents_manager_class": WorkspaceContents,
             "kernel_manager_class": RoostKernels,
