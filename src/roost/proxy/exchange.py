@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from roost.proxy.answers import Answer, render
 from roost.proxy.framing import HEAD_LIMIT, Body, FramingError, head_end
@@ -45,6 +45,8 @@ class Limits:
     """Between two pieces of an answer (event streams are silent for long)."""
     stall_s: float = 120.0
     """A client that takes none of the bytes waiting for it."""
+    half_closed_s: float = 30.0
+    """For an answer to a client that has ended its side: it may be half-closed, it may be gone."""
     linger_s: float = 5.0
     """Reading on after an error, so that the client gets to see the answer."""
     connections: int = 10_000
@@ -137,7 +139,8 @@ class ClientConnection(asyncio.Protocol):
     # --- the client's bytes ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # A cast: uvloop transports are no subclass of asyncio.Transport.
+        transport = cast("asyncio.Transport", transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH)
         peer = transport.get_extra_info("peername")
@@ -170,7 +173,7 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering or self.request is None or self._body is not None:
             return False  # closes the transport: nobody waits for an answer
         # A half-closed client may still read; a gone one shows when its answer cannot be sent.
-        grace_s = GONE_S if self._finding else self.proxy.limits.upload_s
+        grace_s = GONE_S if self._finding else self.proxy.limits.half_closed_s
         self.deadline_s = min(self.deadline_s, self._loop.time() + grace_s)
         return True
 
@@ -504,14 +507,16 @@ class ClientConnection(asyncio.Protocol):
         self.proxy.clients.discard(self)
         self.request = None
         self._lingering = True
-        if not self._reading:
+        if not self._reading and not self._ended:
             self._reading = True
             self.transport.resume_reading()
         tunnel = Tunnel(ended)
         self.proxy.tunnels.add(tunnel)
         tune(self.transport)
         tune(other)
-        tunnel.splice(self.transport, other, from_one=self._buffer, from_two=first)
+        tunnel.splice(
+            self.transport, other, from_one=self._buffer, from_two=first, one_ended=self._ended
+        )
         self._buffer = b""
         return tunnel
 

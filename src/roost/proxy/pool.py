@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from roost.proxy.tunnel import WRITE_HIGH
 
@@ -58,7 +58,8 @@ class BackendConnection(asyncio.Protocol):
         self._reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # A cast: uvloop transports are no subclass of asyncio.Transport.
+        transport = cast("asyncio.Transport", transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH)
         self._pool.opened.add(self)

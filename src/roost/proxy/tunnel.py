@@ -88,8 +88,10 @@ class Tunnel:
         *,
         from_one: bytes = b"",
         from_two: bytes = b"",
+        one_ended: bool = False,
     ) -> None:
-        """Join them; the bytes given were read earlier and go first. Both must be reading."""
+        """Join them; the bytes given were read earlier and go first. Both must be reading, unless
+        ``one`` has ended its side already."""
         first, second = _End(self, one), _End(self, two)
         self._ends = (first, second)
         first.start(second, from_one)
@@ -97,6 +99,8 @@ class Tunnel:
         for end in self._ends:
             if end.transport.get_write_buffer_size() > WRITE_HIGH:
                 end.peer.set_reading(False)
+        if one_ended:
+            first.eof_received()
 
     def close(self) -> None:
         """Send what is buffered, then close both sides."""
