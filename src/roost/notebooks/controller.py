@@ -17,13 +17,15 @@ from roost.notebooks import plan as planning
 from roost.notebooks.model import Phase, Routes, Servers, Session, SessionState
 from roost.notebooks.service import NotebookService
 from roost.ports.clock import Clock
-from roost.ports.errors import Gone, Retry, RoostError, StaleEpoch
+from roost.ports.errors import Gone, Never, Retry, RoostError, StaleEpoch
 from roost.ports.kernels import KernelOrder, Kernels
 from roost.ports.store import Row, Store, Stored, StoryLine
 
 WATCH_S = 1.0
 URGENT_S = 0.1
 ALIVE_CHECK_S = 0.1
+HOPELESS_S = 5.0
+"""How often what failed for good is tried again: a person may have mended it."""
 
 T = TypeVar("T")
 
@@ -290,6 +292,9 @@ class NotebookController:
             return 0.0
         except Retry as error:
             return error.after_s
+        except Never as error:
+            await self._tell(session, f"the kernel does not start: {error}")
+            return HOPELESS_S
         await self._routes.point(session, start.host_id, session.epoch)
         now_s = self._clock.now_s()
         if session.state is SessionState.STARTING:
@@ -306,6 +311,13 @@ class NotebookController:
         )
         await self._save(stored, new, "Moved", reason)
         return None
+
+    async def _tell(self, session: Session, message: str) -> None:
+        """Show a person a lasting trouble, once."""
+        fresh = await self._table.get(session.id)
+        if fresh is not None and fresh.value.message != message:
+            told = msgspec.structs.replace(fresh.value, message=message)
+            await self._save(fresh, told, "Troubled", message)
 
     async def _capture(self, stored: Stored[Session], capture: planning.Capture) -> float | None:
         session = stored.value
