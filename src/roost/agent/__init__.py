@@ -1,1 +1,1 @@
-"""What runs on a host: the agent, its keepers and the workspace. Knows nothing of the control plane's rules."""
+"""What runs on a host: the agent, its keepers and the workspace. Knows no rule of the control plane."""

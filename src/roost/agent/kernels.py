@@ -12,6 +12,7 @@ import msgspec
 
 from roost.agent import machine
 from roost.agent.checkpoints import Checkpoints
+from roost.agent.groups import together
 from roost.agent.keeper_client import KeeperClient
 from roost.agent.memory import Memory
 from roost.agent.model import Places, Task
@@ -58,10 +59,8 @@ class KernelStarter:
         """Start, adopt or find the kernel of this epoch. ``StaleEpoch``, ``Gone``, ``Retry``, ``Never``."""
         session_id = order.session_id
         running = self._starts.get(session_id)
-        if running is not None and running.epoch > order.epoch:
-            raise StaleEpoch(f"{session_id} is starting at epoch {running.epoch}")
-        if running is None or running.epoch < order.epoch:
-            await self.abandon(session_id)
+        if running is None or running.epoch != order.epoch:
+            await self.abandon(session_id, order.epoch)
             running = _Start(order.epoch, asyncio.create_task(self._bring_up(order)))
             self._starts[session_id] = running
         try:
@@ -74,17 +73,22 @@ class KernelStarter:
             if running.job.done() and self._starts.get(session_id) is running:
                 del self._starts[session_id]
 
-    async def abandon(self, session_id: str) -> None:
-        """End a start under way."""
-        running = self._starts.pop(session_id, None)
-        if running is not None:
-            running.job.cancel()
-            await asyncio.gather(running.job, return_exceptions=True)
+    async def abandon(self, session_id: str, epoch: int) -> None:
+        """End a start under way up to this epoch. ``StaleEpoch`` when it is of a newer one."""
+        running = self._starts.get(session_id)
+        if running is None:
+            return
+        if running.epoch > epoch:
+            raise StaleEpoch(f"{session_id} is starting at epoch {running.epoch}")
+        running.job.cancel()
+        await asyncio.gather(running.job, return_exceptions=True)
+        if self._starts.get(session_id) is running:
+            del self._starts[session_id]
 
     async def drain(self) -> None:
         """End all starts under way."""
-        for session_id in list(self._starts):
-            await self.abandon(session_id)
+        for session_id, running in list(self._starts.items()):
+            await self.abandon(session_id, running.epoch)
 
     async def warm(self, imports: tuple[str, ...]) -> None:
         """Have one standby kernel with these modules imported."""
@@ -92,7 +96,7 @@ class KernelStarter:
             free = [task for task in self._tasks.all() if task.task_id not in self._promised]
             plan = machine.plan_warm(free, imports)
             await self._tasks.stop(plan.stop)
-            task_id = plan.keep or (await self._tasks.start()).task_id
+            task_id = plan.keep or (await self._tasks.start(self._tasks.new_id())).task_id
             keeper = await self._tasks.keeper(task_id)
             warmed = await keeper.warm(imports)
             if warmed.failed:
@@ -132,36 +136,32 @@ class KernelStarter:
         )
 
     async def _restore(self, order: KernelOrder, standby: str) -> KernelUp:
-        """Fetch while a kernel starts, then bring both together."""
-        self._promised.add(standby)
-        fresh = None if standby else asyncio.create_task(self._tasks.start())
-        task_id = standby
+        """Fetch while a kernel starts, then bring both together. On failure no task is left."""
+        task_id = standby or self._tasks.new_id()
+        self._promised.add(task_id)
         try:
-            fetched = await self._fetch(order)
-            if fresh is not None:
-                task_id = (await fresh).task_id
-            elif fetched is not None and fetched.packages:
+            async with together() as group:
+                fetching = group.create_task(self._fetch(order))
+                if not standby:
+                    group.create_task(self._tasks.start(task_id))
+            fetched = fetching.result()
+            warm = bool(standby)
+            if standby and fetched is not None and fetched.packages:
                 # Its imports are of the packages as they were.
-                await self._tasks.stop([standby])
-                standby, task_id = "", (await self._tasks.start()).task_id
-            self._promised.add(task_id)
+                await self._tasks.stop([task_id])
+                warm = False
+                await self._tasks.start(task_id)
             adopted = await self._adopt(order, task_id, fetched)
         except BaseException:
-            if fresh is not None and not task_id:
-                fresh.cancel()
-                await asyncio.gather(fresh, return_exceptions=True)
-                done = not fresh.cancelled() and fresh.exception() is None
-                task_id = fresh.result().task_id if done else ""
-            if task_id:
-                await asyncio.shield(self._tasks.stop([task_id], grace_s=0.0))
+            await asyncio.shield(self._tasks.stop([task_id], grace_s=0.0))
             raise
         finally:
-            self._promised -= {standby, task_id}
+            self._promised.discard(task_id)
         return KernelUp(
             session_id=order.session_id,
             epoch=order.epoch,
             task_id=task_id,
-            warm=bool(standby),
+            warm=warm,
             report=said(adopted.report, fetched.packages if fetched else ()),
             bytes_fetched=fetched.bytes_fetched if fetched else 0,
         )

@@ -117,20 +117,18 @@ def plan_warm(tasks: Iterable[Task], imports: tuple[str, ...]) -> WarmPlan:
     )
 
 
-def kernel_of(tasks: Iterable[Task], session_id: str, epoch: int) -> Task:
-    """The living kernel that a command of ``epoch`` may act on. ``StaleEpoch``, ``Gone``."""
-    mine = [t for t in tasks if t.session_id == session_id and session_id]
-    newest = max((task.epoch for task in mine), default=0)
-    if epoch < newest:
-        raise StaleEpoch(f"epoch {epoch} of {session_id} is over: {newest} runs here")
-    for task in mine:
-        if not task.dead and task.epoch == newest:
-            return task
-    raise Gone(f"no kernel of {session_id} runs here")
-
-
-def check_stop(mine: Iterable[Task], session_id: str, epoch: int) -> None:
+def check_newest(mine: Iterable[Task], session_id: str, epoch: int) -> None:
     """``StaleEpoch`` when a newer epoch of the session runs here."""
     newest = max((task.epoch for task in mine), default=0)
     if newest > epoch:
         raise StaleEpoch(f"epoch {epoch} of {session_id} is over: {newest} runs here")
+
+
+def kernel_of(tasks: Iterable[Task], session_id: str, epoch: int) -> Task:
+    """The living kernel that a command of ``epoch`` may act on. ``StaleEpoch``, ``Gone``."""
+    mine = [t for t in tasks if t.session_id == session_id and session_id]
+    check_newest(mine, session_id, epoch)
+    newest = max(mine, key=lambda task: task.epoch, default=None)
+    if newest is None or newest.dead:
+        raise Gone(f"no kernel of {session_id} runs here")
+    return newest

@@ -6,7 +6,8 @@ in one step, so a restore that fails half-way has changed nothing.
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from roost.ports import files as protocol
 from roost.ports.blobs import Blobs
 from roost.ports.checkpoint import CheckpointBlob
 from roost.ports.errors import Never, from_wire
+from roost.ports.files import TreeEntry
 from roost.ports.kernels import FileChange, RestoreReport, VariableReport
 
 PARALLEL = 4
@@ -93,7 +95,11 @@ class Restorer:
     async def _workspace(self, session_id: str, blob: CheckpointBlob) -> int:
         root = Path(self._places.workspace(session_id))
         fresh = await asyncio.to_thread(_fresh, root)
-        fetched = await restore_tree(fresh, dict(blob.workspace), self._blobs.get)
+        ahead = _Ahead(self._blobs, blob.workspace)
+        try:
+            fetched = await restore_tree(fresh, dict(blob.workspace), ahead.fetch)
+        finally:
+            ahead.close()
         await asyncio.to_thread(_replace, root, fresh)
         set_applied_seq(root, blob.files_seq)
         return fetched
@@ -130,6 +136,31 @@ class Restorer:
             case "rename":
                 return [protocol.Rename(seq=seq, path=path, to=change.to, again=True)]
         raise Never(f"unknown change of a file: {change.op!r}")
+
+
+class _Ahead:
+    """Chunks of a workspace in the order a restore asks for them, some requests ahead."""
+
+    def __init__(self, blobs: Blobs, tree: Mapping[str, TreeEntry]) -> None:
+        self._blobs = blobs
+        self._coming = (d for path in sorted(tree) for d in tree[path].digests)
+        self._asked: deque[tuple[str, asyncio.Task[bytes]]] = deque()
+
+    async def fetch(self, digest: str) -> bytes:
+        """The next chunk."""
+        while len(self._asked) < PARALLEL and (coming := next(self._coming, "")):
+            self._asked.append((coming, asyncio.create_task(self._get(coming))))
+        if self._asked and self._asked[0][0] == digest:
+            return await self._asked.popleft()[1]
+        return await self._blobs.get(digest)
+
+    def close(self) -> None:
+        """Forget what was asked for and not taken."""
+        for _, job in self._asked:
+            job.cancel()
+
+    async def _get(self, digest: str) -> bytes:
+        return await self._blobs.get(digest)
 
 
 def said(

@@ -147,10 +147,10 @@ class Agent:
             raise Retry(f"host {self._host_id} is not ready: {self._facts.detail}")
 
     async def _fence(self, session_id: str, epoch: int) -> None:
-        # The order matters: from the first line on no kernel of this epoch can be started here, and
-        # whatever happens after the second, no work is accepted.
+        # The order matters: first no kernel of this epoch can be started here any more, then the one
+        # that runs accepts no work.
+        await self._finish(session_id, epoch)
         task = machine.kernel_of(self._tasks.all(), session_id, epoch)
-        self._memory.set_over(session_id, epoch)
         keeper = await self._tasks.keeper(task.task_id)
         await keeper.fence(epoch)
         self._tasks.put(machine.observe(task, await keeper.status()))
@@ -168,14 +168,18 @@ class Agent:
             raise Retry(f"no durable capture of {session_id} within {budget_s:g} s") from None
 
     async def _stop(self, session_id: str, epoch: int) -> None:
-        mine = [task for task in self._tasks.all() if task.session_id == session_id]
-        machine.check_stop(mine, session_id, epoch)
-        self._memory.set_over(session_id, epoch)
-        await self._starter.abandon(session_id)
+        await self._finish(session_id, epoch)
         await self._services.close_files(session_id)
         await self._captures.drop(session_id)
         mine = [task for task in self._tasks.all() if task.session_id == session_id]
         await self._tasks.stop([task.task_id for task in mine])
+
+    async def _finish(self, session_id: str, epoch: int) -> None:
+        """This epoch is over here, whether it runs, is starting or never came. ``StaleEpoch``."""
+        mine = [task for task in self._tasks.all() if task.session_id == session_id]
+        machine.check_newest(mine, session_id, epoch)
+        self._memory.set_over(session_id, epoch)
+        await self._starter.abandon(session_id, epoch)
 
     # --- what happens by itself -----------------------------------------------------------------
 

@@ -22,6 +22,7 @@ GRACE_S = 2.0
 START_S = 60.0
 """A keeper on a loaded machine starts slowly; it is not dead before its process is."""
 
+RECOVER_S = 5.0
 CONNECT_PAUSE_S = 0.05
 
 OnEvent = Callable[[Task, KeeperEvent], None]
@@ -66,16 +67,21 @@ class Tasks:
 
     async def recover(self) -> list[Task]:
         """Adopt the keepers an earlier agent left running."""
-        handles = await self._driver.recover()
-        for handle in handles:
-            if handle.task_id not in self._tasks:
-                self._tasks[handle.task_id] = Task(task_id=handle.task_id, keeper_pid=handle.pid)
-        await asyncio.gather(*(self._adopt(handle.task_id) for handle in handles))
+        adoptions = []
+        for handle in await self._driver.recover():
+            self._tasks[handle.task_id] = Task(task_id=handle.task_id, keeper_pid=handle.pid)
+            adoptions.append(self._spawn(self._adopt(handle.task_id)))
+        if adoptions:
+            # One that hangs must not keep the host away from control: it is dealt with later.
+            await asyncio.wait(adoptions, timeout=RECOVER_S)
         return self.all()
 
-    async def start(self) -> Task:
+    def new_id(self) -> str:
+        """An id for a task to be started."""
+        return self._ids.new("t")
+
+    async def start(self, task_id: str) -> Task:
         """Start a keeper with a standby kernel; returns when it listens (its kernel may still start)."""
-        task_id = self._ids.new("t")
         log_path = self._places.log(task_id)
         order = TaskOrder(
             task_id=task_id,
@@ -200,10 +206,11 @@ class Tasks:
         else:
             self._on_end(task)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         job = asyncio.create_task(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
+        return job
 
     async def _return_or_end(self, task_id: str) -> None:
         try:

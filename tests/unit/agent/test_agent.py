@@ -1,6 +1,7 @@
 """The agent with fakes at its ports: starts, fences, captures, adoption."""
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -86,6 +87,9 @@ async def test_two_sessions_never_get_one_standby(host: Host) -> None:
         )
         assert sorted(up.warm for up in ups) == [False, True]
         assert len({up.task_id for up in ups}) == 2
+        more = await asyncio.gather(*(start(agent, order(session=f"x-{n}")) for n in range(6)))
+        assert len({up.task_id for up in more}) == 6
+        assert len(host.driver.keepers) == 8
 
 
 async def test_not_before_the_environment_is_in_place(host: Host) -> None:
@@ -187,20 +191,26 @@ async def test_what_is_over_stays_over_after_a_restart_of_the_agent(host: Host) 
         assert (await start(agent, order(4))).epoch == 4
 
 
-async def test_a_fence_during_a_start_wins(host: Host) -> None:
+@pytest.mark.parametrize("body", [wire.StopKernel(session_id="s-1"), wire.Fence(session_id="s-1")])
+async def test_a_fence_during_a_start_wins(host: Host, body: wire.CommandBody) -> None:
     async with host.agent() as agent:
         await do(agent, wire.Warm())
         (keeper,) = host.driver.keepers.values()
         keeper.adopting = asyncio.Event()
         starting = asyncio.create_task(start(agent, order(1)))
         await until(lambda: any(isinstance(a, k.Adopt) for a in keeper.asked))
-        stopping = asyncio.create_task(do(agent, wire.StopKernel(session_id="s-1"), 1))
+        with pytest.raises(StaleEpoch):
+            await do(agent, body, 0)
+        stopping = asyncio.create_task(do(agent, body, 1))
         with pytest.raises(StaleEpoch):
             await starting
         keeper.adopting.set()
-        await stopping
+        with contextlib.suppress(Gone):  # what a fence says of a kernel that never came
+            await stopping
         assert host.driver.keepers == {}
         assert agent.report().tasks == ()
+        with pytest.raises(StaleEpoch):
+            await start(agent, order(1))
 
 
 async def test_a_failed_restore_leaves_no_task_behind(host: Host) -> None:

@@ -22,7 +22,7 @@ class Timeouts:
     capture_slack_s: float = 2.0
     """Beyond the capture's own budget."""
     stop_s: float = 20.0
-    warm_s: float = 60.0
+    warm_s: float = 120.0
 
 
 class LinkedKernels:
