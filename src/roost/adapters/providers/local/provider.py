@@ -96,7 +96,7 @@ class LocalProvider:
     async def launch(self, order: Order) -> ProviderInstance:
         for known in self._records.values():
             if known.order.token == order.token:
-                self._boot_if_absent(known)
+                await self._settle(known)
                 return self._seen(known)
         if not _HOST_ID.fullmatch(order.host_id) or order.host_id == "self":
             raise Invalid(f"{order.host_id!r} cannot name an instance", hint="use a-z, 0-9 and -")
