@@ -13,7 +13,8 @@ Data connection (agent dials the edge):
 
 Session stream (bridge -> edge -> agent -> keeper; service ``kernel``), after the edge spliced it:
     bridge -> Attach;  keeper -> Attached | Refused;
-    then bridge -> Request, Ack, Interrupt, Restart and keeper -> Accepted, Output, Fenced, KernelDied, Settled.
+    then bridge -> Request, Ack, Interrupt, Restart
+    and keeper -> Accepted, Output, Fenced, KernelDied, Settled.
 """
 
 import msgspec

@@ -111,8 +111,19 @@ class KeeperProcess:
         self.log = folder / f"{task}.log"
         self.events: list[KeeperEvent] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "roost.main.keeper", "--task", task]
-            + ["--run-dir", str(folder), "--kernel-python", KERNEL_PYTHON, "--log", str(self.log)]
+            [
+                sys.executable,
+                "-m",
+                "roost.main.keeper",
+                "--task",
+                task,
+                "--run-dir",
+                str(folder),
+                "--kernel-python",
+                KERNEL_PYTHON,
+                "--log",
+                str(self.log),
+            ],
         )
         until(self.socket.exists)
         self.client: KeeperClient = self.call(KeeperClient.connect(self.socket, self.events.append))
@@ -178,8 +189,18 @@ class BridgeProcess:
     def start(self) -> None:
         env = {**os.environ, "ROOST_TOKEN": "secret", "ROOST_STATE_DIR": str(self.folder)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "roost.main.bridge", "-f", str(self.file)]
-            + ["--session", SESSION, "--edge", self.url, "--verbose"],
+            [
+                sys.executable,
+                "-m",
+                "roost.main.bridge",
+                "-f",
+                str(self.file),
+                "--session",
+                SESSION,
+                "--edge",
+                self.url,
+                "--verbose",
+            ],
             env=env,
             stderr=(self.folder / "bridge.log").open("ab"),
         )

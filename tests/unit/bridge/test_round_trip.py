@@ -73,7 +73,7 @@ def test_restart_gives_a_fresh_kernel_and_a_death_is_told(world, tools):
     keeper, bridge, client = world.session()
     tools.follow(client, client.execute("x = 1"))
     first = keeper.status().kernel_pid
-    dying = client.execute("import os; print('last words', flush=True); os._exit(3)")
+    dying = client.execute("import os, time; print('last words'); time.sleep(0.5); os._exit(3)")
     waiting = client.execute("print('never')")
     messages = tools.follow(client, dying)
     assert tools.text_of(messages) == "last words\n"

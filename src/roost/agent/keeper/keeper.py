@@ -295,20 +295,20 @@ class Keeper:
                     while self._line.in_hand is not None:
                         self._settled.clear()
                         await self._settled.wait()
+                    settled = tuple(self._line.finished)
                     answer = await self._life.ask("capture", budget_s=max(0.1, end - loop.time()))
                     if answer.get("ok", True):
-                        return self._build_capture(answer)
+                        return self._build_capture(answer, settled)
                     if answer.get("error") != "busy":
                         raise Never(f"the capture failed: {answer.get('error')}")
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError as error:
             raise Retry(f"no capture within {budget_s:.1f} s: the kernel is busy") from error
 
-    def _build_capture(self, answer: Fields) -> KeeperCapture:
-        # A request may have begun meanwhile (not when fenced); whatever was settled is contained.
-        named = tuple(answer.get("finished", ()))
-        settled = tuple(self._line.finished) if self._line.fenced else named
-        fields = {**answer, "finished": settled}
+    def _build_capture(self, answer: Fields, settled: tuple[str, ...]) -> KeeperCapture:
+        # What was settled before the engine was asked is contained, whether it names it or not.
+        finished = tuple(dict.fromkeys((*settled, *answer.get("finished", ()))))
+        fields = {**answer, "finished": finished}
         return self._captures.build(fields, self._line, self._out.spool, self._out.epoch)
 
     def durable(self, number: int) -> None:

@@ -21,6 +21,8 @@ START_TIMEOUT_S = 120.0
 """A kernel that imports on a loaded machine is slow, not dead."""
 RAPID_DEATHS = 3
 """Kernels that end one after the other before any ran a cell: then the keeper gives up."""
+CANNOT_RUN = 127
+"""Exit code, as a shell's, for an interpreter that cannot even be executed."""
 
 log = logging.getLogger("roost.keeper")
 
@@ -169,6 +171,7 @@ class Life:
                 self._kernel = self._engine = None
                 self.failure = f"the kernel cannot be started: {error}"
                 self._news.set()
+                self._hooks.on_died(CANNOT_RUN, False)
             return
         self._up.set()
         self._news.set()
