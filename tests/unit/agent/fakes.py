@@ -80,6 +80,8 @@ class FakeKeeper:
         self.adopting: asyncio.Event | None = None
         self.refuse_adopt: RoostError | None = None
         self.stopped = asyncio.Event()
+        self.last: k.KeeperCapture | None = None
+        """Sent again to every new connection, before its first answer."""
         self._numbers = itertools.count(1)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,6 +156,8 @@ class FakeKeeper:
             return
         self._writers.add(writer)
         message: k.FirstFrame | None = first
+        if self.last is not None:
+            writer.write(k.from_keeper().encode(k.CaptureReady(capture=self.last)))
         try:
             while isinstance(message, k.Ask):
                 answer = await self._answered(message)

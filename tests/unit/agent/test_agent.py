@@ -311,6 +311,7 @@ async def test_a_restarted_agent_adopts_and_hears_the_last_capture(host: Host) -
         first = await capture(agent)
     keeper = host.driver.of("s-1")
     keeper.variables = {"x": b"while the agent was away"}
+    keeper.last = keeper.make_capture()
     async with host.agent() as agent:
         tasks = {t.kind: t for t in agent.report().tasks}
         assert tasks["kernel"].task_id == up.task_id
@@ -318,7 +319,6 @@ async def test_a_restarted_agent_adopts_and_hears_the_last_capture(host: Host) -
         assert tasks["standby"].imports == ("json",)
         assert (await start(agent, order())).task_id == up.task_id
         assert len(host.driver.keepers) == 2
-        keeper.tell(k.CaptureReady(capture=keeper.make_capture()))
         await until(lambda: 2 in keeper.durable)
 
 

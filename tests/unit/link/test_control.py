@@ -232,6 +232,57 @@ async def test_a_command_survives_a_cut_and_runs_once(tmp_path: Path) -> None:
         await relay.close()
 
 
+async def test_a_command_that_still_runs_is_not_run_again(tmp_path: Path) -> None:
+    release = asyncio.Event()
+    runs: list[str] = []
+
+    async def handle(command: wire.Command) -> wire.ReplyBody:
+        runs.append(command.id)
+        await release.wait()
+        return wire.Done()
+
+    async with control(Book("join")) as there:
+        relay = Cuttable(there.address)
+        await relay.start()
+        agent = Agent(relay.address, tmp_path, handle=handle)
+        async with agent.running():
+            call = asyncio.create_task(there.server.call("h-1", DRAIN, epoch=1, timeout_s=20))
+            await until(lambda: runs)
+            relay.cut()
+            await until(lambda: len(agent.welcomes) == 2 and there.server.connected("h-1"))
+            # Commands come in order: once this one runs, the first was received again.
+            other = asyncio.create_task(there.server.call("h-1", DRAIN, epoch=2, timeout_s=20))
+            await until(lambda: len(runs) > 1)
+            release.set()
+            assert await call == await other == wire.Done()
+            assert len(runs) == 2
+        await relay.close()
+
+
+async def test_an_event_whose_acknowledgement_was_lost_is_delivered_once(tmp_path: Path) -> None:
+    identity = Identity.load(tmp_path)
+    async with control(Book("join")) as there:
+        for seen in (0, 7):
+            reader, writer = await raw(there.address)
+            challenge = await wire.to_agent().read(reader)
+            assert isinstance(challenge, wire.Challenge)
+            said = wire.Hello(
+                host_id="h-1",
+                join_token="join",
+                public_key=identity.public_key,
+                signature=identity.sign(challenge.nonce, "h-1"),
+            )
+            writer.write(wire.to_control().encode(said))
+            welcome = await wire.to_agent().read(reader)
+            assert isinstance(welcome, wire.Welcome)
+            assert welcome.events_seen == seen
+            for _ in range(2):
+                writer.write(wire.to_control().encode(wire.Event(seq=7, body=noticed("s-1", 1))))
+                assert await wire.to_agent().read(reader) == wire.EventAck(seq=7)
+            writer.close()
+        assert len(there.events) == 1
+
+
 async def test_a_host_that_is_away_gets_its_command_or_the_caller_a_retry(tmp_path: Path) -> None:
     async with control(Book("join"), patience_s=0.2) as there:
         with pytest.raises(Retry, match="not connected"):
