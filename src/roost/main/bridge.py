@@ -1,178 +1,57 @@
 """Entry point of the bridge: ``python -m roost.main.bridge -f CONNECTION_FILE``.
 
 Started by a kernelspec (Roost's own interpreter). This process is the front, which owns the ports; it
-starts the worker by the same module with ``--worker``. Settings come from the options, else from
+starts the worker (``roost.main.bridge_worker``). Settings come from the options, else from
 ``ROOST_SESSION``, ``ROOST_EDGE``, ``ROOST_TOKEN`` and the state directory (``ROOST_STATE_DIR``).
 """
 
 import argparse
-import asyncio
-import hashlib
 import logging
 import os
-import signal
-import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from roost.client.stream import open_stream
-from roost.notebooks.bridge.create import Session, create_session, delete_session
-from roost.notebooks.bridge.front import ABORTED, Front
-from roost.notebooks.bridge.journal import Journal
+from roost.notebooks.bridge.front import Front
 from roost.notebooks.bridge.ports import Connection
-from roost.notebooks.bridge.worker import Place, Stream, Worker
-from roost.ports.errors import Invalid, Retry, RoostError
-
-CREATE_PATIENCE_S = 60.0
-HOLD_TIMEOUT_S = 150.0
-"""Longer than an edge holds a route, so that its own answer is the one that is seen."""
-
-log = logging.getLogger("roost.bridge")
-
-
-class Endpoints(msgspec.Struct, frozen=True):
-    """``endpoints.json`` of the state directory: what a bridge needs of it."""
-
-    public_url: str = ""
-    control_url: str = ""
+from roost.ports.errors import RoostError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the front or, with ``--worker``, a worker; returns the exit code."""
-    args = _parser().parse_args(argv)
+    """Run the front; returns the exit code."""
+    args = parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         stream=sys.stderr,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     try:
-        if args.worker is not None:
-            return asyncio.run(_work(args))
-        return _front(args)
+        connection = Connection.load(args.file)
+        return Front(connection, _worker_argv(args), time.monotonic).run()
     except RoostError as error:
         print(f"roost bridge: {error}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(*, worker: bool = False) -> argparse.ArgumentParser:
+    """The options of front and worker."""
     parser = argparse.ArgumentParser(prog="roost.main.bridge", description=__doc__)
     parser.add_argument("-f", dest="file", required=True, type=Path, help="connection file")
     parser.add_argument("--session", default=os.environ.get("ROOST_SESSION", ""))
     parser.add_argument("--edge", default=os.environ.get("ROOST_EDGE", ""), help="URL of the edge")
     parser.add_argument("--journal", type=Path, help="folder of the journal")
     parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    if worker:
+        parser.add_argument("--worker", type=int, required=True, help="socket to the front")
     return parser
 
 
-def _front(args: argparse.Namespace) -> int:
-    connection = Connection.load(args.file)
-    argv = [sys.executable, "-m", "roost.main.bridge", "-f", str(args.file)]
+def _worker_argv(args: argparse.Namespace) -> list[str]:
+    argv = [sys.executable, "-m", "roost.main.bridge_worker", "-f", str(args.file)]
     for name in ("session", "edge", "journal"):
         if value := getattr(args, name):
             argv += [f"--{name}", str(value)]
-    if args.verbose:
-        argv.append("--verbose")
-    return Front(connection, [*argv, "--worker"], time.monotonic).run()
-
-
-async def _work(args: argparse.Namespace) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # The front interprets signals; the end of its socket is the end of this process.
-        asyncio.get_running_loop().add_signal_handler(number, lambda: None)
-    with socket.socket(fileno=args.worker) as ours:
-        front: Stream = await asyncio.open_connection(sock=ours.dup(), limit=1 << 20)
-    folder = args.journal or _default_journal(args.file)
-    try:
-        place = await _place(args, folder)
-        await Worker(place, Journal(folder), front).run()
-    except RoostError as error:
-        print(f"roost bridge: {error}", file=sys.stderr)
-        return ABORTED
-    return 0
-
-
-async def _place(args: argparse.Namespace, folder: Path) -> Place:
-    """The session of this bridge: given, remembered from before a restart, or asked for."""
-    key = Connection.load(args.file).key
-    state = _state_dir()
-    endpoints = _endpoints(state)
-    edge = args.edge or endpoints.public_url
-    token = os.environ.get("ROOST_TOKEN", "") or _owner_token(state)
-    session = Session(id=args.session, token=token)
-    owned = not args.session
-    if owned:
-        session = await _own_session(folder, endpoints.control_url, token, args.file.stem, key)
-    if not edge:
-        raise Invalid("no edge is known", hint="run `roost up`, or give --edge URL")
-
-    async def dial() -> Stream:
-        # An edge may have another address after a restart of the cell.
-        url = args.edge or _endpoints(state).public_url or edge
-        path = f"/_roost/kernel/{session.id}"
-        return await open_stream(url, path, session.token or token, timeout_s=HOLD_TIMEOUT_S)
-
-    async def give_back() -> None:
-        await delete_session(_endpoints(state).control_url, token, session.id)
-        (folder / "session.json").unlink(missing_ok=True)
-
-    return Place(
-        session_id=session.id, key=key, open_stream=dial, give_back=give_back if owned else None
-    )
-
-
-async def _own_session(folder: Path, control_url: str, token: str, name: str, key: str) -> Session:
-    remembered = folder / "session.json"
-    with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(remembered.read_bytes(), type=Session)
-    if not control_url:
-        raise Invalid("no control plane is known", hint="run `roost up`, or give --session ID")
-    until = time.monotonic() + CREATE_PATIENCE_S
-    while True:
-        try:
-            session = await create_session(control_url, token, name=name, key=key)
-            break
-        except Retry:
-            if time.monotonic() > until:
-                raise
-            await asyncio.sleep(0.5)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = remembered.with_suffix(".new")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(msgspec.json.encode(session))
-    fresh.replace(remembered)
-    return session
-
-
-def _state_dir() -> Path:
-    given = os.environ.get("ROOST_STATE_DIR")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "roost"
-
-
-def _endpoints(state: Path) -> Endpoints:
-    with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode((state / "endpoints.json").read_bytes(), type=Endpoints)
-    return Endpoints()
-
-
-def _owner_token(state: Path) -> str:
-    with suppress(OSError):
-        return (state / "owner.token").read_text().strip()
-    return ""
-
-
-def _default_journal(connection_file: Path) -> Path:
-    """One folder per connection file: a bridge started again on it finds its journal."""
-    name = hashlib.blake2b(os.fsencode(connection_file.resolve()), digest_size=8).hexdigest()
-    return _state_dir() / "bridges" / f"{connection_file.stem[:24]}-{name}"
+    return [*argv, *(["--verbose"] if args.verbose else []), "--worker"]
 
 
 if __name__ == "__main__":

@@ -170,7 +170,9 @@ class BridgeProcess:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-        ports = {n: one.getsockname()[1] for n, one in zip(names, sockets, strict=True)}
+        self.ports = ports = {
+            n: one.getsockname()[1] for n, one in zip(names, sockets, strict=True)
+        }
         for one in sockets:
             one.close()
         self.file.write_text(
@@ -204,6 +206,12 @@ class BridgeProcess:
             env=env,
             stderr=(self.folder / "bridge.log").open("ab"),
         )
+        # A client without a manager takes a first heartbeat of over a second for a dead kernel.
+        until(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports["hb_port"])) == 0
 
     def worker(self) -> int:
         """Pid of the worker, once there is one."""

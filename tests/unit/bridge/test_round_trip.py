@@ -47,7 +47,16 @@ def test_a_notebook_works_through_the_bridge(world, tools):
     assert time.monotonic() - begun < 5
     errors = [m["content"]["ename"] for m in messages if m["msg_type"] == "error"]
     assert errors == ["KeyboardInterrupt"]
-    assert keeper.status().execution_count == 4
+
+    # and by a message, sent together with the cell it is meant for
+    msg_id = client.execute("import time\ntime.sleep(60)")
+    request = client.session.msg("interrupt_request", {})
+    client.control_channel.send(request)
+    messages = tools.follow(client, msg_id, 10)
+    errors = [m["content"]["ename"] for m in messages if m["msg_type"] == "error"]
+    assert errors == ["KeyboardInterrupt"]
+    assert client.get_control_msg(timeout=10)["msg_type"] == "interrupt_reply"
+    assert keeper.status().execution_count == 5
 
 
 def test_an_error_takes_the_queued_cells_along_as_in_a_plain_kernel(world, tools):

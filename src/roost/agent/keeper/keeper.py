@@ -401,6 +401,11 @@ class Keeper:
             await self._forward("stdin", message)
         elif message.header.msg_type == "shutdown_request":
             await self._shut_down(channel, message)
+        elif message.header.msg_type == "interrupt_request":
+            # Here, not in the kernel: only the line knows whether the cell has begun.
+            self._line.pass_by(message.header.msg_id)
+            self._out.reply(channel, message, {"status": "ok"})
+            self._interrupt()
         elif self._life.failure:
             why = self._life.failure
             self._line.pass_by(message.header.msg_id)
