@@ -48,7 +48,7 @@ class AzureNotices:
         now, name = self._clock.now_s(), str(event.get("EventId", ""))
         try:
             # A started event has no date any more: the machine goes now.
-            text = event.get("NotBefore") or ""
+            text = str(event.get("NotBefore") or "")
             deadline_s = parsedate_to_datetime(text).timestamp() if text else now
         except (ValueError, TypeError):
             return None

@@ -27,10 +27,14 @@ async def ask(
 
 
 def _ask(base_url: str, target: str, method: str, headers: dict[str, str]) -> Reply | None:
-    place = urlsplit(base_url)
-    connection = http.client.HTTPConnection(
-        place.hostname or "", place.port or 80, timeout=TIMEOUT_S
-    )
+    try:
+        place = urlsplit(base_url)
+        host, port = place.hostname, place.port or 80
+    except ValueError:
+        return None
+    if not host:
+        return None
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request(method, target, headers=headers)
         reply = connection.getresponse()

@@ -245,18 +245,21 @@ class HostProcess:
 
 def erase(folder: Path, run_dir: Path) -> None:
     """Delete the disk of an ended instance; its record, ledger and end stay. Repeating is fine."""
-    for name in ("env.part", *records.DISK):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("notice.json", "env.json", "heartbeat"):
-        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if path.name in records.KEPT:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     _clear_run_dir(run_dir)
 
 
 def _prepare_disk(folder: Path, run_dir: Path) -> None:
     """Folders of the instance; ``env`` is made when its packages are in place."""
     for name in records.DISK:
-        if name != "env":
-            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
     _clear_run_dir(run_dir)
     run_dir.mkdir(mode=0o700)
 

@@ -6,7 +6,7 @@
         host.json       the running host process: pid, start ticks            written by the host
         end.json        when and why it ended                                 written by the host
         notice.json     the notices delivered so far                          written by the provider
-        isolation.json  what holds it together, and what was not permitted    written by the host
+        isolation.json  what holds it together, and what was not permitted    written by the host; kept
         env.json        whether the package environment is in place           written by the host
         heartbeat       touched each second                                   by the host
         home/ work/ tmp/ env/ logs/                                           its disk
@@ -23,8 +23,15 @@ import msgspec
 from roost.ports.provider import LedgerLine, Order
 from roost.ports.values import Notice, NoticeKind
 
-DISK = ("home", "work", "tmp", "env", "logs")
-"""Folders of an instance: they last over a stop and go with the instance."""
+DISK = ("home", "work", "tmp", "logs")
+"""Folders made at boot. Everything lasts over a stop and goes with the instance, except ``KEPT``."""
+KEPT = frozenset(
+    (
+        *("instance.json", "ledger.jsonl", "host.json", "end.json", "isolation.json"),
+        *("host.log", "lock"),
+    )
+)
+"""What remains of an ended instance, for the list, the ledger and the curious."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
