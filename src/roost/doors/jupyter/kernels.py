@@ -88,8 +88,9 @@ class RoostKernel(ServerKernelManager):
             stream.close()
 
     async def restart_kernel(self, now: bool = False, newports: bool = False, **kw: Any) -> None:
-        """A fresh kernel under the same ids and ports; the bridge stays."""
+        """A fresh kernel under the same ids and ports (a bridge ends with its reply to this)."""
         await self._ask_fresh()
+        await self.provisioner.renew()
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Drop the kernel's memory and end the bridge."""

@@ -116,6 +116,13 @@ class Bridge:
         )
         part.replace(self._record)
 
+    async def ended(self, limit_s: float = 3.0) -> None:
+        """Wait until the bridge has ended by itself, at most ``limit_s``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._running() is not None:  # noqa: ASYNC110 - not our child after a restart
+                    await asyncio.sleep(0.02)
+
     async def stop(self, limit_s: float = 5.0) -> None:
         """End the bridge: asked first, killed after ``limit_s``."""
         running = self._running()
@@ -123,11 +130,8 @@ class Bridge:
             return
         with suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(limit_s):
-                while self._running() is not None:  # noqa: ASYNC110 - not our child after a restart
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
+        await self.ended(limit_s)
+        if self._running() is not None:
             with suppress(ProcessLookupError):
                 os.kill(running.pid, signal.SIGKILL)
         self._not_before = 0.0
@@ -185,6 +189,12 @@ class BridgeProvisioner(KernelProvisionerBase):
         """End the bridge."""
         self._started = False
         await self.bridge.stop()
+
+    async def renew(self) -> None:
+        """After a restart was answered: the old bridge ends by itself, the next one starts at once."""
+        await self.bridge.ended()
+        await self.bridge.stop()
+        self.bridge.ensure()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """The command is the bridge's own; the rest of Jupyter's arguments are for local kernels."""

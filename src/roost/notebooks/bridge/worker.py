@@ -30,7 +30,7 @@ from roost.notebooks.bridge.pipe import (
     to_worker,
 )
 from roost.notebooks.bridge.replay import plan
-from roost.ports.errors import Denied, Gone, Never, Retry
+from roost.ports.errors import Denied, Gone, Never, Retry, RoostError
 from roost.ports.frames import BadFrame
 from roost.ports.jupyter import BadMessage, Message, Signer, read
 from roost.ports.wire import (
@@ -55,6 +55,9 @@ ACK_PAUSE_S = 0.02
 GONE_PATIENCE_S = 8.0
 """A route may be a moment late, or away while a control plane restarts; then the session is gone."""
 ATTACH_TIMEOUT_S = 20.0
+FOLDER_TIMEOUT_S = 60.0
+FOLDER_LAST_S = 2.0
+"""At a shutdown: clients kill what takes longer."""
 SHOWN = frozenset({"stream", "display_data", "update_display_data", "execute_result", "error"})
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -73,6 +76,8 @@ class Place:
     """Dials the session through the edge; raises ``Retry``, ``Gone`` or ``Denied``."""
     give_back: Callable[[], Awaitable[None]] | None = None
     """Ends a session that this bridge had asked for."""
+    after_cell: Callable[[], Awaitable[list[str]]] | None = None
+    """Brings the notebook's folder in step; returns sentences for the person, usually none."""
 
 
 class _Link:
@@ -231,14 +236,17 @@ class Worker:
         if self._ready() and entry is not None:
             self._request(entry)
             return
+        if restart:
+            return  # it waits for the move, as everything behind it
         # Nobody to ask at the moment: a client gives a shutdown a few seconds, a move may take more.
-        reply = self._signer.reply(message, {"status": "ok", "restart": restart})
+        reply = self._signer.reply(message, {"status": "ok", "restart": False})
         self._say(Deliver(channel=channel, frames=reply))
-        await self._leave(restart=restart)
+        await self._leave(restart=False)
 
     async def _leave(self, *, restart: bool) -> None:
         """Pending requests end with the kernel, as without a bridge."""
         self._journal.forget(tuple(self._journal.entries))
+        await self._folder("", FOLDER_LAST_S)
         if not restart and self._place.give_back is not None:
             try:
                 await self._place.give_back()
@@ -399,7 +407,30 @@ class Worker:
         if kind == "shutdown_reply" and parent in self._shutdown:
             restart = self._shutdown[parent]
             return lambda: self._leave_soon(restart)
-        return lambda: self._journal.answered(parent)
+        return lambda: self._answered(parent, kind)
+
+    def _answered(self, parent: str, kind: str) -> None:
+        self._journal.answered(parent)
+        if kind == "execute_reply" and self._place.after_cell is not None:
+            self._spawn(self._folder(parent, FOLDER_TIMEOUT_S))
+
+    async def _folder(self, parent: str, limit_s: float) -> None:
+        """After a cell: its files come to the notebook's folder; what a person should know is shown."""
+        if self._place.after_cell is None:
+            return
+        try:
+            async with asyncio.timeout(limit_s):
+                lines = await self._place.after_cell()
+        except (RoostError, OSError, TimeoutError) as error:
+            log.warning("the notebook's folder is not in step: %s", error)
+            return
+        entry = self._journal.entries.get(parent)
+        for line in lines:
+            log.warning("%s", line)
+            content = {"name": "stderr", "text": f"Roost: {line}\n"}
+            request = read(entry.frames) if entry is not None else None
+            frames = self._signer.build("stream", content, parent=request)
+            self._say(Deliver(channel="iopub", frames=frames))
 
     def _leave_soon(self, restart: bool) -> None:
         self._spawn(self._leave(restart=restart))
