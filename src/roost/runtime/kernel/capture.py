@@ -1,0 +1,357 @@
+"""Looks at the kernel and pickles what has changed: the half of a capture that needs the main thread.
+
+Written as a generator that yields between groups, so that a cell that comes meanwhile is not kept
+waiting. Writes nothing to disk and changes nothing in the namespace.
+"""
+
+import builtins
+import contextlib
+import inspect
+import io
+import re
+import sys
+import types
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from roost.runtime.kernel import cells, process
+from roost.runtime.kernel.format import REBUILT, REFUSED, Entry, Group, Rebuild
+from roost.runtime.kernel.kinds import Refusal, advice_for
+from roost.runtime.kernel.naming import Singletons, globals_of, is_module, real_module
+from roost.runtime.kernel.pickling import Dump, Surroundings, dump
+from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
+
+SMALL_ATOM_BYTES = 1024
+"""Numbers and strings up to this size share one pickle."""
+INLINE_BYTES = 4 << 20
+"""Buffers up to this size together are copied at once, so that the next cell never waits for them."""
+UNDERSCORES = ("_", "__", "___")
+_HISTORY = re.compile(r"_i+|_i\d+|_ih|_oh|_dh|In|Out")
+_NUMBERED = re.compile(r"_(\d+)")
+_CONTAINERS = frozenset(id(kind) for kind in (list, dict, tuple, set, frozenset))
+
+
+@dataclass(slots=True)
+class Fresh:
+    """A group as pickled just now."""
+
+    names: tuple[str, ...]
+    dump: Dump
+    notes: tuple[Entry, ...]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that a manifest needs, the buffers still the user's own memory."""
+
+    fresh: list[Fresh] = field(default_factory=list)
+    kept: list[Group] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
+    namespaces: tuple[str, ...] = ()
+    rebuilds: list[Rebuild] = field(default_factory=list)
+    refused: list[Entry] = field(default_factory=list)
+    state: dict[str, bytes] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
+    log: list[bytes] = field(default_factory=list)
+    execution_count: int = 1
+
+    def own_memory(self) -> bool:
+        """Copy buffers when they are small; whether no memory of the user is needed any more."""
+        dumps = [one.dump for one in self.fresh]
+        if sum(view.nbytes for d in dumps for view in d.buffers) > INLINE_BYTES:
+            return False
+        for one in dumps:
+            one.buffers = [
+                memoryview(bytes(view)).toreadonly()
+                if view.readonly
+                else memoryview(bytearray(view))
+                for view in one.buffers
+            ]
+            one.alive = []
+        return True
+
+
+@dataclass(slots=True)
+class _Names:
+    """The namespace, sorted by how each name is stored."""
+
+    modules: dict[str, str] = field(default_factory=dict)
+    namespaces: list[str] = field(default_factory=list)
+    atoms: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+class Collector:
+    """Knows what was captured last, and finds what has changed since."""
+
+    def __init__(self, shell: Any, kernel: Any, base: process.Baseline) -> None:
+        self._shell = shell
+        self._kernel = kernel
+        self._base = base
+        self._singletons = Singletons()
+        self._hidden = dict(shell.user_ns_hidden)
+        self.records: dict[tuple[str, ...], Group] = {}
+        """The groups of the last manifest."""
+        self._ids: dict[str, int] = {}
+        self._uses: dict[str, set[str]] = {}
+        self._costs: dict[str, float] = {}
+        self._bad: dict[str, int] = {}
+        self._streams: dict[int, str] = {}
+
+    def cost_s(self, touched: set[str] | None) -> float:
+        """How long a look at these names (None: all) took last time, in seconds."""
+        if touched is None:
+            return sum(self._costs.values())
+        return sum(self._costs.get(name, 0.0) for name in touched)
+
+    def collect(
+        self, touched: set[str] | None, log: list[cells.Cell]
+    ) -> Generator[None, None, Snapshot]:
+        """Look at the names a cell can have touched (None: all) and whatever belongs to them."""
+        made = Snapshot(execution_count=int(self._shell.execution_count))
+        self._singletons.update(self._base.root)
+        self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
+        names = self._sort(made)
+        made.modules, made.namespaces = names.modules, tuple(names.namespaces)
+        reaches = yield from self._walk(names.rest, touched)
+        # A group with a name that is gone or was looked at is pickled anew or not at all.
+        for record in self.records.values():
+            if all(name in names.rest and name not in reaches for name in record.names):
+                made.kept.append(record)
+        if names.atoms:
+            self._store(tuple(sorted(names.atoms)), names.atoms, {}, made)
+        for members in group(reaches):
+            self._store(members, names.rest, reaches, made)
+            yield
+        self._ids = {name: id(value) for name, value in names.rest.items()}
+        self._explain(made, names, log)
+        self._process(made)
+        made.imports = process.imports(self._base)
+        made.log = cells.blocks(log)
+        return made
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def _sort(self, made: Snapshot) -> _Names:
+        names = _Names()
+        for name, value in self.variables():
+            if value is self._shell.user_ns:
+                names.namespaces.append(name)
+            elif is_module(value):
+                if real_module(value):
+                    names.modules[name] = globals_of(value)["__name__"]
+                else:
+                    why = "a module made at run time"
+                    advice = "put its code into a file of the session's folder"
+                    made.refused.append(Entry(name, REFUSED, why, advice))
+            elif is_atom(value) and sys.getsizeof(value, 0) <= SMALL_ATOM_BYTES:
+                names.atoms[name] = value
+            else:
+                names.rest[name] = value
+        return names
+
+    def variables(self) -> Iterator[tuple[str, Any]]:
+        """Every variable of the user, and results and figures under names of their own."""
+        space = self._shell.user_ns
+        results = self._shell.history_manager.output_hist
+        hook = self._shell.displayhook
+        shown = {name: getattr(hook, name, "") for name in UNDERSCORES}
+        for name, value in list(space.items()):
+            if type(name) is not str or _HISTORY.fullmatch(name):
+                continue
+            if name in self._hidden and self._hidden[name] is value:
+                continue
+            number = _NUMBERED.fullmatch(name)
+            if number and results.get(int(number[1]), None) is value:
+                continue
+            if name in shown and shown[name] is value:
+                continue
+            yield name, value
+        for key, value in list(results.items()):
+            yield f"Out[{key}]", value
+        for name, value in shown.items():
+            if type(value) is not str or value:
+                yield f"output {name}", value
+        figures = sys.modules.get("matplotlib._pylab_helpers")
+        if figures is not None:
+            for key, manager in list(figures.Gcf.figs.items()):
+                yield f"figure {key}", manager.canvas.figure
+
+    # --- groups ----------------------------------------------------------------------------------
+
+    def _walk(
+        self, rest: dict[str, Any], touched: set[str] | None
+    ) -> Generator[None, None, dict[str, Reach]]:
+        """Reach of every name that must be looked at."""
+        stops = (
+            self._shell,
+            self._kernel,
+            self._shell.user_ns_hidden,
+            sys.stdout,
+            sys.stderr,
+            builtins,
+        )
+        walker = Walker(self._shell.user_ns, self._singletons, stops)
+        mates = {name: record.names for record in self.records.values() for name in record.names}
+        todo = self._first(rest, touched, mates)
+        reaches: dict[str, Reach] = {}
+        while todo:
+            name = todo.pop()
+            if name in reaches or name not in rest:
+                continue
+            found = reaches[name] = walker.reach(rest[name])
+            self._uses[name] = found.names
+            # What its functions use, they may have changed; what it shares, is changed with it.
+            todo.extend(found.names)
+            todo.extend(mates.get(name, ()))
+            if len(found.ids) > 10_000:
+                yield
+        return reaches
+
+    def _first(
+        self, rest: dict[str, Any], touched: set[str] | None, mates: dict[str, tuple[str, ...]]
+    ) -> list[str]:
+        if touched is None:
+            return list(rest)
+        todo = [
+            n for n in rest if n in touched or n not in mates or self._ids.get(n) != id(rest[n])
+        ]
+        for name, members in mates.items():
+            if name not in rest:
+                todo.extend(members)
+        return todo
+
+    def _store(
+        self,
+        names: tuple[str, ...],
+        values: dict[str, Any],
+        reaches: dict[str, Reach],
+        made: Snapshot,
+    ) -> None:
+        """Pickle a group; when it fails, only the names at fault are left out."""
+        faults: dict[str, BaseException] = {}
+        for name in names:
+            if name in reaches and reaches[name].namespace:
+                faults[name] = Refusal("the namespace dictionary", "keep its values instead")
+            elif self._bad.get(name) == id(values[name]):
+                self._try([name], values, faults)
+        good = [name for name in names if name not in faults]
+        done = self._try(good, values, faults)
+        if done is None and len(good) > 1:
+            for name in good:
+                self._try([name], values, faults)
+            done = self._try([n for n in good if n not in faults], values, faults)
+        if done is not None:
+            made.fresh.append(done)
+        for name in names:
+            self._bad.pop(name, None)
+            if name in faults:
+                self._bad[name] = id(values[name])
+                made.refused.append(Entry(name, REFUSED, *advice_for(faults[name])))
+
+    def _try(
+        self, names: list[str], values: dict[str, Any], faults: dict[str, BaseException]
+    ) -> Fresh | None:
+        if not names:
+            return None
+        try:
+            with quiet():
+                done = dump([values[name] for name in names], self._around())
+        except BaseException as error:  # the user's own __reduce__ may raise anything
+            if len(names) == 1:
+                faults[names[0]] = error
+            return None
+        for name in names:
+            self._costs[name] = done.seconds / len(names)
+        notes = tuple(Entry(n, REBUILT, "; ".join(done.notes)) for n in names if done.notes)
+        return Fresh(tuple(names), done, notes)
+
+    def _around(self) -> Surroundings:
+        return Surroundings(
+            root=self._base.root,
+            namespace=self._shell.user_ns,
+            singletons=self._singletons,
+            shell=self._shell,
+            streams=self._streams,
+        )
+
+    # --- what could not be pickled ---------------------------------------------------------------
+
+    def _explain(self, made: Snapshot, names: _Names, log: list[cells.Cell]) -> None:
+        """Refused variables that one harmless cell makes again are rebuilt instead."""
+        if not any(entry.name in names.rest for entry in made.refused):
+            return
+        known = self._values(names)
+        refused = []
+        for entry in made.refused:
+            value = names.rest.get(entry.name)
+            code = None if _begun(value) else cells.recipe(entry.name, log, known)
+            if code is None or entry.name not in self._shell.user_ns:
+                refused.append(entry)
+            else:
+                reason = "made again by its cell, which has no effects outside"
+                made.rebuilds.append(Rebuild((entry.name,), code, reason))
+        made.refused = refused
+
+    def _values(self, names: _Names) -> cells.Values:
+        settled = set(names.modules) | set(names.atoms)
+        generators, plain = set(), set()
+        for name, value in names.rest.items():
+            if type(value) is types.FunctionType:
+                settled.add(name)
+                if value.__code__.co_flags & inspect.CO_GENERATOR:
+                    generators.add(name)
+            elif id(type(value)) in _CONTAINERS:
+                plain.add(name)
+            elif is_atom(value):
+                settled.add(name)
+        return cells.Values(
+            generators=frozenset(generators),
+            settled=frozenset(settled),
+            plain=frozenset(plain),
+            bound=frozenset({*settled, *names.rest, *names.namespaces}),
+        )
+
+    # --- the process -----------------------------------------------------------------------------
+
+    def _process(self, made: Snapshot) -> None:
+        for name, (get, _set) in {**process.BEFORE, **process.AFTER}.items():
+            try:
+                value = get(self._base, self._shell)
+                if value is not None:
+                    made.state[name] = dump(value, self._around(), in_band=True).content
+            except Exception as error:  # one piece never costs the others
+                made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(error)))
+
+
+def _begun(value: Any) -> bool:
+    """A generator that has moved cannot be had by making it again."""
+    return type(value) is types.GeneratorType and (
+        inspect.getgeneratorstate(value) != inspect.GEN_CREATED
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What a user's ``__reduce__`` prints or warns about is not the user's cell speaking."""
+    out, err = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = io.StringIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+
+
+def names_touched(sources: Iterable[str]) -> set[str] | None:
+    """Names that these cells can have touched; None: any."""
+    found: set[str] = set()
+    for source in sources:
+        names = cells.names_of(source)
+        if names is None:
+            return None
+        found |= names
+    return found

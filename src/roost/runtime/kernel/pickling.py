@@ -1,0 +1,346 @@
+"""One pickle of one group of variables: pickle 5, big memory out of band, sharing kept.
+
+The bytes are both the data and the fingerprint. Runs on the main thread only. Never calls ``==``,
+``len`` or ``repr`` on a user's object; what the user's own ``__reduce__`` does is the user's.
+"""
+
+import copyreg
+import ctypes
+import gc
+import io
+import pickle
+import sys
+import time
+import types
+import typing
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+from cloudpickle import cloudpickle as cloud
+
+from roost.runtime.kernel import rebuild
+from roost.runtime.kernel.chunks import Mapping
+from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
+from roost.runtime.kernel.naming import (
+    CLASS,
+    EXCEPTION,
+    HEAP_TYPE,
+    Singletons,
+    dict_of,
+    flags_of,
+    globals_of,
+    importable_class,
+    importable_function,
+    is_module,
+    mro_of,
+    real_module,
+)
+
+IN_BAND_BYTES = 64 << 10
+"""Memory smaller than this goes into the pickle itself."""
+_RAW_KINDS = "biufcmMSUV?"
+"""numpy dtype kinds whose memory holds no pointers."""
+# By id: a notebook's metaclass may define __hash__ and __eq__.
+_EXACT: dict[int, Handler] = {id(kind): handler for kind, handler in EXACT.items()}
+
+
+@dataclass(slots=True)
+class Dump:
+    """A pickle and its out-of-band memory, still the user's own."""
+
+    content: bytes
+    buffers: list[memoryview]
+    notes: list[str]
+    seconds: float
+    alive: list[Any] = field(default_factory=list)
+    """Keeps the memory from going away while it is read."""
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a pickler must know of its kernel."""
+
+    root: str
+    namespace: dict[str, Any]
+    singletons: Singletons
+    shell: Any
+    streams: dict[int, str]
+    """Ids of the kernel's output streams -> their names in ``sys``."""
+
+
+class _Memory:
+    """A range of memory that arrays share; one per range and pickle."""
+
+    __slots__ = ("_pickle",)
+
+    def __init__(self, start: int, size: int) -> None:
+        self._pickle = pickle.PickleBuffer((ctypes.c_char * size).from_address(start))
+
+    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> Any:
+        return rebuild.same, (self._pickle,)
+
+
+class GroupPickler(cloudpickle.Pickler):
+    """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
+
+    def __init__(self, file: io.BytesIO, around: Surroundings, in_band_bytes: int) -> None:
+        # The C pickler looks the table up once, here, and a plain dict is much faster than a ChainMap.
+        self.dispatch_table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
+        super().__init__(file, protocol=5, buffer_callback=self._keep)
+        self.around = around
+        self._in_band_bytes = in_band_bytes
+        self.root = around.root
+        self.notes: dict[str, None] = {}
+        self.buffers: list[memoryview] = []
+        self.alive: list[Any] = []
+        self._memories: dict[tuple[int, int], _Memory] = {}
+        self._bases = {id(kind): handler for kind, handler in bases().items()}
+        self._kinds: dict[int, tuple[type, Handler | None]] = {}
+        self._numpy: Any = sys.modules.get("numpy")
+
+    def note(self, text: str) -> None:
+        """Say that something comes back rebuilt rather than as it was."""
+        self.notes[text] = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for everything but plain containers and atoms."""
+        kind = type(obj)
+        found = self._kinds.get(id(kind))
+        if found is None:
+            found = self._kinds[id(kind)] = (kind, self._handler(kind))
+        if found[1] is not None:
+            return found[1](self, obj)
+        if (stream := self.around.streams.get(id(obj))) is not None:
+            return rebuild.module_attribute, ("sys", stream)
+        place = self.around.singletons.where(obj)
+        return NotImplemented if place is None else (rebuild.module_attribute, place)
+
+    def memory(self, start: int, size: int, owner: Any) -> _Memory:
+        """The one stand-in for this range."""
+        known = self._memories.get((start, size))
+        if known is None:
+            known = self._memories[start, size] = _Memory(start, size)
+            self.alive.append(owner)
+        return known
+
+    def _keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Collect big buffers; true means: in band."""
+        raw = buffer.raw()
+        if raw.nbytes < self._in_band_bytes:
+            return True
+        self.buffers.append(raw)
+        return False
+
+    def _handler(self, kind: type) -> Handler | None:
+        flags = flags_of(kind)
+        if flags & CLASS:
+            return reduce_class
+        if kind is types.FunctionType:
+            return reduce_function
+        if kind is types.CellType:
+            return reduce_cell
+        if (exact := _EXACT.get(id(kind))) is not None:
+            return exact
+        if self._numpy is not None and kind is self._numpy.ndarray:
+            return reduce_array
+        mro = mro_of(kind)
+        if any(base is types.ModuleType for base in mro):
+            return reduce_module
+        if kind is type(self.around.shell):
+            return reduce_shell
+        for base in mro:
+            if (handler := self._bases.get(id(base))) is not None:
+                return handler
+        if self._numpy is not None and any(base is self._numpy.memmap for base in mro):
+            return reduce_memmap
+        return reduce_error if flags & EXCEPTION else None
+
+
+def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
+    """Pickle one value. Raises whatever the pickler or the user's own code raises."""
+    begun = time.perf_counter()
+    collecting = gc.isenabled()
+    gc.disable()  # otherwise a big pickle walks the whole heap again and again
+    try:
+        with io.BytesIO() as file:
+            pickler = GroupPickler(file, around, sys.maxsize if in_band else IN_BAND_BYTES)
+            pickler.dump(value)
+            content = file.getvalue()
+    finally:
+        if collecting:
+            gc.enable()
+    seconds = time.perf_counter() - begun
+    return Dump(content, pickler.buffers, list(pickler.notes), seconds, pickler.alive)
+
+
+# --- what the notebook defines -------------------------------------------------------------------
+
+
+def reduce_function(pickler: GroupPickler, function: types.FunctionType) -> Any:
+    """By name when importable; else code over live globals."""
+    if importable_function(function):
+        return NotImplemented
+    slots: dict[str, Any] = {
+        "__defaults__": function.__defaults__,
+        "__kwdefaults__": function.__kwdefaults__,
+        "__annotations__": function.__annotations__,
+        "__module__": function.__module__,
+        "__qualname__": function.__qualname__,
+        "__doc__": function.__doc__,
+    }
+    if sys.version_info >= (3, 12) and function.__type_params__:
+        slots["__type_params__"] = function.__type_params__
+    where = _place_of(pickler, function.__globals__)
+    arguments = (function.__code__, where, function.__name__, function.__closure__)
+    state = (function.__dict__, slots)
+    return rebuild.make_function, arguments, state, None, None, rebuild.set_function
+
+
+def _place_of(pickler: GroupPickler, inside: dict[str, Any]) -> str | dict[str, Any] | None:
+    """Globals as reference: None is the namespace, a word a module, else a dictionary of its own."""
+    if inside is pickler.around.namespace:
+        return None
+    name = inside.get("__name__")
+    home = sys.modules.get(name) if type(name) is str else None
+    if home is not None and is_module(home) and globals_of(home) is inside and real_module(home):
+        return str(name)
+    return inside
+
+
+def reduce_cell(_pickler: GroupPickler, cell: types.CellType) -> Any:
+    """Closure cells are shared objects of their own."""
+    try:
+        content = cell.cell_contents
+    except ValueError:
+        return rebuild.make_cell, ()
+    return rebuild.make_cell, (), (content,), None, None, rebuild.set_cell
+
+
+def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
+    """By name when importable; else by value."""
+    if importable_class(cls):
+        return NotImplemented
+    if not flags_of(cls) & HEAP_TYPE:
+        return cloud._class_reduce(cls)
+    mro = mro_of(cls)
+    if any(base is cloud.Enum for base in mro):
+        return cloud._dynamic_class_reduce(cls)
+    own = dict_of(cls)
+    body = {k: own[k] for k in ("__module__", "__qualname__") if k in own}
+    body.setdefault("__qualname__", type.__getattribute__(cls, "__qualname__"))
+    if "__slots__" in own:
+        body["__slots__"] = _slots(own["__slots__"], own)
+    builder = next(m for m in mro_of(type(cls)) if importable_class(m))
+    name = type.__getattribute__(cls, "__name__")
+    bases = type.__getattribute__(cls, "__bases__")
+    state = ({k: v for k, v in own.items() if _carried(k, v)}, _registered(cls, own))
+    arguments = (type(cls), builder, name, bases, body)
+    return rebuild.make_class, arguments, state, None, None, rebuild.set_class
+
+
+_NOT_CARRIED = frozenset(
+    {"__dict__", "__weakref__", "__slots__", "__module__", "__qualname__", "_abc_impl"}
+)  # fmt: skip
+
+
+def _carried(name: str, value: Any) -> bool:
+    return name not in _NOT_CARRIED and type(value) is not types.MemberDescriptorType
+
+
+def _slots(declared: Any, own: AbstractMapping[str, Any]) -> Any:
+    if type(declared) in (str, tuple, list, dict):
+        return declared
+    # An iterator is used up by now: take what it made.
+    return tuple(k for k, v in own.items() if type(v) is types.MemberDescriptorType)
+
+
+def _registered(cls: type, own: AbstractMapping[str, Any]) -> tuple[type, ...]:
+    if "_abc_impl" not in own:
+        return ()
+    registry = cloud.abc._get_dump(cls)[0]
+    found = (reference() for reference in registry)
+    return tuple(other for other in found if other is not None)
+
+
+def reduce_module(_pickler: GroupPickler, module: types.ModuleType) -> Any:
+    """Modules by name."""
+    if not real_module(module):
+        raise Refusal(
+            "a module made at run time", "put its code into a file of the session's folder"
+        )
+    return cloud.subimport, (globals_of(module)["__name__"],)
+
+
+def reduce_shell(_pickler: GroupPickler, _shell: Any) -> Any:
+    """The shell is the new kernel's shell."""
+    return rebuild.shell, ()
+
+
+def reduce_error(pickler: GroupPickler, error: BaseException) -> Any:
+    """See ``kinds.reduce_exception``; an own ``__reduce__`` goes first."""
+    for base in mro_of(type(error)):
+        if flags_of(base) & HEAP_TYPE and dict_of(base).keys() & {"__reduce__", "__reduce_ex__"}:
+            return NotImplemented
+    return reduce_exception(pickler, error)
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def reduce_array(pickler: GroupPickler, array: Any) -> Any:
+    """An exact array of plain numbers: a view on memory that is stored once."""
+    numpy = pickler._numpy
+    dtype = array.dtype
+    if dtype.hasobject or dtype.kind not in _RAW_KINDS or array.nbytes == 0:
+        return NotImplemented
+    owner = array
+    while isinstance(owner.base, numpy.ndarray):
+        owner = owner.base
+    root, start = _root(pickler, owner, owner.base)
+    offset = array.__array_interface__["data"][0] - start
+    writeable = bool(array.flags.writeable)
+    return rebuild.array, (root, offset, dtype, array.shape, array.strides, writeable)
+
+
+def _root(pickler: GroupPickler, owner: Any, base: Any) -> tuple[Any, int]:
+    """What holds the memory, and its address."""
+    if isinstance(base, memoryview):
+        base = base.obj
+    if isinstance(base, bytes | bytearray) or type(base).__name__ == "array":
+        numpy = pickler._numpy
+        start = numpy.frombuffer(base, dtype="u1").__array_interface__["data"][0]
+        return base, start
+    if type(base) is Mapping:
+        raw = memoryview(base)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(base))
+        return pickler.memory(start, raw.nbytes, base), start
+    if type(base).__name__ in ("mmap", "memmap"):
+        raise Refusal("an array over a memory-mapped file", "copy it with numpy.array")
+    low, high = _span(owner)
+    return pickler.memory(low, high - low, owner), low
+
+
+def _span(array: Any) -> tuple[int, int]:
+    """First and last-plus-one address of an array's elements."""
+    low = high = array.__array_interface__["data"][0]
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    return low, high + array.itemsize
+
+
+def reduce_memmap(pickler: GroupPickler, array: Any) -> Any:
+    """An array over a whole file of the session's folder."""
+    path: Any = getattr(array, "filename", None)
+    whole = path is not None and array._mmap is array.base and array.flags.forc
+    if not whole or not path.is_relative_to(pickler.root):
+        raise Refusal("an array over a memory-mapped file", "copy it with numpy.array")
+    array.flush()
+    mode = {"w+": "r+"}.get(array.mode, array.mode)
+    order = "C" if array.flags.c_contiguous else "F"
+    shown = str(path.relative_to(pickler.root))
+    return rebuild.memmap, (shown, array.dtype, mode, array.offset, array.shape, order)

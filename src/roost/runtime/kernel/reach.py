@@ -1,0 +1,180 @@
+"""Which variables belong together: those that reach a common object that can change.
+
+Walks references with the garbage collector's own traversal and never calls a user object. It never
+walks into modules, importable classes and functions, the namespace or what libraries hold as globals.
+"""
+
+import gc
+import sys
+import types
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from roost.runtime.kernel.naming import (
+    CLASS,
+    EXCEPTION,
+    HEAP_TYPE,
+    Singletons,
+    flags_of,
+    globals_of,
+    importable_class,
+    importable_function,
+    is_module,
+    mro_of,
+)
+
+_ATOMS = frozenset(
+    id(kind)
+    for kind in (
+        type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented),
+        types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType, types.FrameType,
+        types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
+        types.ModuleType, types.TracebackType, types.GeneratorType, types.CoroutineType,
+        types.AsyncGeneratorType, weakref.ReferenceType,
+    )
+)  # fmt: skip
+_NOTHING: tuple[Any, ...] = ()
+_EMPTY: frozenset[Any] = frozenset()
+_BULK = 64
+"""Containers from this size are first looked at as a whole: most hold only atoms."""
+
+
+@dataclass(slots=True)
+class Reach:
+    """What one variable reaches."""
+
+    ids: set[int] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    """Global names that functions on the way use."""
+    namespace: bool = False
+    """It holds the notebook's namespace dictionary itself."""
+
+
+def is_atom(value: object) -> bool:
+    """Whether nothing can be shared through it."""
+    return id(type(value)) in _ATOMS
+
+
+class Walker:
+    """Walks from variables. One per capture: it remembers which classes are importable."""
+
+    def __init__(self, namespace: dict[str, Any], singletons: Singletons, stops: Iterable[object]):
+        self._namespace = namespace
+        self._singletons = singletons
+        self._stops = {id(stop) for stop in stops} | {id(sys.modules), id(sys.__dict__)}
+        self._classes: dict[int, tuple[type, bool]] = {}
+        numpy: Any = sys.modules.get("numpy")
+        self._array: Any = getattr(numpy, "ndarray", None)
+        self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
+
+    def reach(self, root: object) -> Reach:
+        """Everything that ``root`` leads to."""
+        found = Reach()
+        seen: set[int] = set()
+        stack = [root]
+        while stack:
+            value = stack.pop()
+            kind = type(value)
+            if id(kind) in _ATOMS or id(value) in seen or id(value) in self._stops:
+                continue
+            if value is _NOTHING or value is _EMPTY:
+                continue
+            if value is self._namespace:
+                found.namespace = True
+                continue
+            below = self._below(value, kind, found)
+            if below is None:
+                continue
+            seen.add(id(value))
+            # Tuples are walked through but bind nothing together: libraries share constants of their code.
+            if (kind is not tuple and kind is not frozenset) or value is root:
+                found.ids.add(id(value))
+            if len(below) < _BULK or not _ATOMS.issuperset(map(id, map(type, below))):
+                stack.extend(below)
+        return found
+
+    def _below(self, value: Any, kind: type, found: Reach) -> list[Any] | None:
+        """References worth following; None when the value is known by name."""
+        if kind is types.FunctionType:
+            return self._function(value, found)
+        flags = flags_of(kind)
+        if flags & CLASS:
+            return None if self._known(value) else gc.get_referents(value)
+        if kind is list or kind is dict or kind is tuple or kind is set:
+            return gc.get_referents(value)
+        if id(kind) in self._opaque or self._singletons.where(value) is not None:
+            return None
+        if self._array is not None and any(base is self._array for base in mro_of(kind)):
+            return self._elements(value)
+        if is_module(value):
+            return None
+        below = gc.get_referents(value)
+        if flags & EXCEPTION:
+            below = [b for b in below if type(b) is not types.TracebackType]
+        if flags & HEAP_TYPE and not self._known(kind):
+            below.append(kind)
+        return below
+
+    def _function(self, function: types.FunctionType, found: Reach) -> list[Any] | None:
+        if importable_function(function):
+            return None
+        below: list[Any] = [function.__closure__, function.__defaults__, function.__kwdefaults__]
+        below += [function.__dict__, function.__annotations__]
+        inside = function.__globals__
+        if inside is self._namespace:
+            found.names |= code_names(function.__code__)
+        else:
+            home = sys.modules.get(str(inside.get("__name__")))
+            if home is None or not is_module(home) or globals_of(home) is not inside:
+                below.append(inside)
+        return below
+
+    def _elements(self, array: Any) -> list[Any]:
+        """An array's base and, when it holds objects, these."""
+        below = gc.get_referents(array)
+        below.append(array.base)
+        base = array.base
+        if type(base) is memoryview:
+            below.append(base.obj)
+        if array.dtype.hasobject and array.dtype.kind == "O":
+            below.extend(array.ravel(order="K").tolist())
+        return below
+
+    def _known(self, kind: type) -> bool:
+        known = self._classes.get(id(kind))
+        if known is None:
+            known = self._classes[id(kind)] = (kind, importable_class(kind))
+        return known[1]
+
+
+def code_names(code: types.CodeType) -> set[str]:
+    """Global names that a code object and those inside it use."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= code_names(constant)
+    return names
+
+
+def group(reaches: Mapping[str, Reach]) -> list[tuple[str, ...]]:
+    """Names that reach a common object together, each group and the list of groups sorted."""
+    leader = {name: name for name in reaches}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    owner: dict[int, str] = {}
+    for name, reach in reaches.items():
+        for one in reach.ids:
+            first = owner.setdefault(one, name)
+            if first is not name:
+                leader[find(name)] = find(first)
+    groups: dict[str, list[str]] = {}
+    for name in reaches:
+        groups.setdefault(find(name), []).append(name)
+    return sorted(tuple(sorted(names)) for names in groups.values())

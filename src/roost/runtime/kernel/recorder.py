@@ -1,0 +1,299 @@
+"""Writes snapshots: the half of a capture that runs on the bytes thread.
+
+Hashes, writes and renames; touches user objects only through buffers. A capture counts when its
+manifest has its name; one that fails leaves the last one standing.
+"""
+
+import os
+import platform
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from roost.runtime.kernel.capture import Fresh, Snapshot
+from roost.runtime.kernel.chunks import Reader, Writer, digest_of
+from roost.runtime.kernel.format import (
+    CHUNK_BYTES,
+    FINISHED_LIMIT,
+    REBUILT,
+    Buffer,
+    Entry,
+    Extent,
+    Group,
+    Manifest,
+    chunk_digests,
+    chunk_path,
+    manifest_numbers,
+    manifest_path,
+)
+
+PACK_BYTES = 256 << 10
+"""Pickles smaller than this are written together as one chunk."""
+PACKS = 32
+"""With more packs than this, the small pickles of all of them are written together anew."""
+
+
+class Overtaken(Exception):
+    """A cell began before the user's memory was read: the capture is void."""
+
+
+class Seal:
+    """Whether the user's memory has been read. Decided once, by whoever comes first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._overtaken = False
+        self.done = threading.Event()
+
+    def close(self) -> None:
+        """All memory is read. Raises ``Overtaken`` when a cell began before."""
+        with self._lock:
+            if self._overtaken:
+                raise Overtaken
+            self.done.set()
+
+    def check(self) -> None:
+        """Raises ``Overtaken`` as soon as it is known."""
+        if self._overtaken:
+            raise Overtaken
+
+    def overtake(self) -> None:
+        """A cell begins: void unless all memory is read."""
+        with self._lock:
+            self._overtaken = not self.done.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the engine adds to a snapshot."""
+
+    session_id: str
+    root: str
+    finished: tuple[str, ...]
+    held: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A capture on disk."""
+
+    manifest: Manifest
+    path: Path
+    bytes_new: int
+
+
+class Recorder:
+    """Writes into one directory. Used by one thread at a time."""
+
+    def __init__(self, directory: Path, last: Manifest | None) -> None:
+        self._writer = Writer(directory)
+        self._last = last
+        self._prints: dict[str, str] = {}
+        numbers = manifest_numbers(directory)
+        self._number = max(numbers, default=0)
+        if last is not None:
+            self._number = max(self._number, last.number)
+            if not _complete(directory, last):
+                self._last = None
+
+    @property
+    def directory(self) -> Path:
+        """Where it writes."""
+        return self._writer.directory
+
+    @property
+    def last(self) -> Manifest | None:
+        """The newest manifest written here."""
+        return self._last
+
+    def write(self, snapshot: Snapshot, facts: Facts, seal: Seal) -> Written:
+        """Make a snapshot durable. Raises ``OSError`` and ``Overtaken``; nothing changes then."""
+        self._writer.begin()
+        try:
+            manifest = self._manifest(snapshot, facts, seal)
+            last = self._last
+            if last is not None and _same(last, manifest):
+                return Written(last, manifest_path(self._writer.directory, last.number), 0)
+            path = self._writer.commit(manifest)
+        except BaseException:
+            self._writer.discard()
+            raise
+        self._last = manifest
+        self._number = manifest.number
+        self._writer.collect(facts.held)
+        return Written(manifest, path, self._writer.bytes_new)
+
+    def _manifest(self, snapshot: Snapshot, facts: Facts, seal: Seal) -> Manifest:
+        former = {g.names: g for g in self._last.groups} if self._last else {}
+        buffers = [self._buffers(one, former.get(one.names), seal) for one in snapshot.fresh]
+        seal.close()
+        pack = _Pack(self._writer, self._crowded())
+        fresh = [self._pickle(one, former.get(one.names), pack) for one in snapshot.fresh]
+        kept = [pack.again(record.extents) for record in snapshot.kept]
+        old = self._last.state if self._last else {}
+        state = {n: self._piece(n, c, old.get(n), pack) for n, c in snapshot.state.items()}
+        cells = self._last.cells if self._last else ()
+        log = [
+            self._piece(f"cells {i}", block, cells[i : i + 1], pack)
+            for i, block in enumerate(snapshot.log)
+        ]
+        pack.write()
+        groups = [
+            _group(one, pack.at(place), parts, former.get(one.names))
+            for one, place, parts in zip(snapshot.fresh, fresh, buffers, strict=True)
+        ]
+        groups += [
+            replace(record, extents=pack.at(place))
+            for record, place in zip(snapshot.kept, kept, strict=True)
+        ]
+        made = Manifest(
+            number=self._number + 1,
+            python=f"{sys.version_info[0]}.{sys.version_info[1]}",
+            machine=platform.machine(),
+            session_id=facts.session_id,
+            created_s=time.time(),
+            hash_seed=os.environ.get("PYTHONHASHSEED", ""),
+            root=facts.root,
+            execution_count=snapshot.execution_count,
+            groups=tuple(sorted(groups, key=lambda g: g.names)),
+            modules=dict(sorted(snapshot.modules.items())),
+            namespaces=snapshot.namespaces,
+            rebuilds=tuple(snapshot.rebuilds),
+            state={name: pack.at(place) for name, place in state.items()},
+            cells=tuple(extent for place in log for extent in pack.at(place)),
+            imports=snapshot.imports,
+            finished=facts.finished[-FINISHED_LIMIT:],
+            report=_report(snapshot),
+        )
+        return replace(made, bytes_total=self._total(made))
+
+    def _pickle(self, one: Fresh, former: Group | None, pack: "_Pack") -> "_Place":
+        if former is not None and former.fingerprint == digest_of(one.dump.content):
+            return pack.again(former.extents)
+        return pack.add(one.dump.content)
+
+    def _piece(
+        self, name: str, content: bytes, known: tuple[Extent, ...] | None, pack: "_Pack"
+    ) -> "_Place":
+        """A piece without a fingerprint in the manifest: remembered here."""
+        digest = digest_of(content)
+        unchanged = known and self._prints.get(name) == digest
+        self._prints[name] = digest
+        return (
+            pack.again(known)
+            if known and unchanged
+            else pack.add(content, whole=name[:5] == "cells")
+        )
+
+    def _buffers(self, one: Fresh, former: Group | None, seal: Seal) -> tuple[Buffer, ...]:
+        found = []
+        for index, view in enumerate(one.dump.buffers):
+            known: tuple[Extent, ...] = ()
+            if former is not None and index < len(former.buffers):
+                known = former.buffers[index].extents
+            found.append(Buffer(self._extents(view, known, seal), view.nbytes, view.readonly))
+        return tuple(found)
+
+    def _extents(
+        self, view: memoryview, known: tuple[Extent, ...], seal: Seal
+    ) -> tuple[Extent, ...]:
+        """Chunks of one buffer: what is unchanged is only hashed."""
+        made = []
+        for index, start in enumerate(range(0, view.nbytes, CHUNK_BYTES)):
+            seal.check()
+            part = view[start : start + CHUNK_BYTES]
+            digest = digest_of(part)
+            before = known[index] if index < len(known) else None
+            if before is None or before.chunk != digest or before.offset:
+                # A copy: hashed and written bytes must be the same even while a thread writes.
+                digest = self._writer.put(bytes(part))
+            made.append(Extent(digest, 0, part.nbytes))
+        return tuple(made)
+
+    def _crowded(self) -> Reader | None:
+        """A reader for writing all packs anew, when there are too many."""
+        if self._last is None:
+            return None
+        small = [g.extents for g in self._last.groups]
+        small += [*self._last.state.values(), self._last.cells]
+        packs = {e.chunk for extents in small for e in extents if e.size < PACK_BYTES}
+        return Reader(self._writer.directory) if len(packs) > PACKS else None
+
+    def _total(self, manifest: Manifest) -> int:
+        directory = self._writer.directory
+        return sum(chunk_path(directory, d).stat().st_size for d in chunk_digests(manifest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where bytes are or will be."""
+
+    extents: tuple[Extent, ...] = ()
+    start: int = 0
+    size: int = -1
+    """Bytes in the pack from ``start``; -1: in ``extents`` already."""
+
+
+class _Pack:
+    """Gathers small pickles into one chunk. ``at`` gives the extents of a place after ``write``."""
+
+    def __init__(self, writer: Writer, crowded: Reader | None) -> None:
+        self._writer = writer
+        self._crowded = crowded
+        self._content = bytearray()
+        self._chunk = ""
+
+    def add(self, content: bytes, *, whole: bool = False) -> _Place:
+        """Store new bytes (``whole``: as one extent whatever their size)."""
+        if len(content) >= PACK_BYTES:
+            if whole:
+                return _Place((Extent(self._writer.put(content), 0, len(content)),))
+            return _Place(self._writer.put_all(content))
+        place = _Place(start=len(self._content), size=len(content))
+        self._content += content
+        return place
+
+    def again(self, extents: tuple[Extent, ...]) -> _Place:
+        """Keep stored bytes where they are; small ones move along when the packs are too many."""
+        if self._crowded is not None and len(extents) == 1 and extents[0].size < PACK_BYTES:
+            return self.add(self._crowded.content(extents))
+        return _Place(extents)
+
+    def write(self) -> None:
+        """Store what was gathered."""
+        if self._content:
+            self._chunk = self._writer.put(bytes(self._content))
+
+    def at(self, place: _Place) -> tuple[Extent, ...]:
+        """Where the bytes of a place are."""
+        if place.size < 0:
+            return place.extents
+        return (Extent(self._chunk, place.start, place.size),)
+
+
+def _group(
+    one: Fresh, extents: tuple[Extent, ...], buffers: tuple[Buffer, ...], former: Group | None
+) -> Group:
+    """The group's record; the former one when nothing in it changed."""
+    fingerprint = digest_of(one.dump.content)
+    if former is not None and former.fingerprint == fingerprint and former.buffers == buffers:
+        return replace(former, extents=extents, notes=one.notes)
+    return Group(one.names, fingerprint, extents, buffers, one.dump.seconds, one.notes)
+
+
+def _report(snapshot: Snapshot) -> tuple[Entry, ...]:
+    rebuilt = [Entry(n, REBUILT, r.reason) for r in snapshot.rebuilds for n in r.names]
+    notes = [note for one in snapshot.fresh for note in one.notes]
+    notes += [note for record in snapshot.kept for note in record.notes]
+    return tuple(sorted((*snapshot.refused, *rebuilt, *notes), key=lambda entry: entry.name))
+
+
+def _same(last: Manifest, made: Manifest) -> bool:
+    return replace(made, number=last.number, created_s=last.created_s) == last
+
+
+def _complete(directory: Path, manifest: Manifest) -> bool:
+    """Whether every chunk lies here, so that unchanged ones need not be written."""
+    return all(chunk_path(directory, digest).exists() for digest in chunk_digests(manifest))

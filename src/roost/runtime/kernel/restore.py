@@ -1,0 +1,253 @@
+"""Puts a captured moment back into this kernel, and says what became of every variable.
+
+Runs on the main thread. One group's failure never costs the others; nothing is left out silently.
+"""
+
+import gc
+import linecache
+import pickle
+import platform
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roost.runtime.kernel import process, rebuild
+from roost.runtime.kernel.capture import quiet
+from roost.runtime.kernel.cells import Cell, from_block
+from roost.runtime.kernel.chunks import DamagedChunk, Reader
+from roost.runtime.kernel.format import (
+    KEPT,
+    REBUILT,
+    REFUSED,
+    Entry,
+    FormatError,
+    Group,
+    Manifest,
+    Rebuild,
+    read,
+)
+
+_RESULT = re.compile(r"Out\[(\d+)\]")
+
+
+class CannotRestore(Exception):
+    """Nothing was changed; ``code`` is for programs, the message for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Restored:
+    """The outcome."""
+
+    manifest: Manifest
+    cells: list[Cell]
+    report: list[Entry] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def restore(
+    directory: Path,
+    manifest_file: Path,
+    shell: Any,
+    base: process.Baseline,
+    *,
+    in_cell: bool = False,
+) -> Restored:
+    """Restore into the namespace of ``shell``. ``in_cell``: from inside a cell, which counts as one.
+
+    Raises ``CannotRestore`` before anything is changed: unreadable, damaged, newer, another Python.
+    """
+    begun = time.perf_counter()
+    manifest = _manifest(manifest_file)
+    reader = Reader(directory)
+    try:
+        cells = [c for extent in manifest.cells for c in from_block(reader.content((extent,)))]
+    except (OSError, ValueError, TypeError) as error:
+        raise CannotRestore("damaged", f"the cell log cannot be read: {error}") from error
+    done = Restored(manifest, cells)
+    rebuild.set_root(base.root)
+    job = _Restore(manifest, reader, shell, base, done.report)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with quiet():
+            job.run()
+    finally:
+        if collecting:
+            gc.enable()
+    _history(shell, cells, manifest.execution_count, in_cell=in_cell)
+    # Last: whatever ran until now may have drawn random numbers or changed the filters.
+    for name in process.AFTER:
+        job.piece(name, process.AFTER)
+    done.seconds = time.perf_counter() - begun
+    done.report.sort(key=lambda entry: entry.name)
+    return done
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        manifest = read(path)
+    except OSError as error:
+        raise CannotRestore("unreadable", f"{path}: {error.strerror or error}") from error
+    except FormatError as error:
+        code = "newer_format" if "newer" in str(error) else "damaged"
+        raise CannotRestore(code, str(error)) from error
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if manifest.python != here:
+        message = f"captured with Python {manifest.python}, this kernel runs {here}"
+        raise CannotRestore("python_version", f"{message}: use the same minor version")
+    if manifest.machine != platform.machine():
+        message = f"captured on {manifest.machine}, this machine is {platform.machine()}"
+        raise CannotRestore("machine", f"{message}: choose a host of the same architecture")
+    return manifest
+
+
+class _Restore:
+    def __init__(
+        self,
+        manifest: Manifest,
+        reader: Reader,
+        shell: Any,
+        base: process.Baseline,
+        report: list[Entry],
+    ) -> None:
+        self._manifest = manifest
+        self._reader = reader
+        self._shell = shell
+        self._base = base
+        self._report = report
+
+    def run(self) -> None:
+        """Everything up to the rebuilt variables."""
+        for name in process.BEFORE:
+            self.piece(name, process.BEFORE)
+        for name in self._manifest.imports:
+            process.bring_in(name)  # a variable that needs it says so
+        for name, module in self._manifest.modules.items():
+            reason = process.bring_in(module)
+            if reason:
+                self._report.append(Entry(name, REFUSED, reason, f"install {module} and import it"))
+            else:
+                self._set(name, sys.modules[module])
+                self._report.append(Entry(name, KEPT))
+        for name in self._manifest.namespaces:
+            self._set(name, self._shell.user_ns)
+            self._report.append(Entry(name, KEPT))
+        self._groups()
+        for recipe in self._manifest.rebuilds:
+            self._rebuild(recipe)
+        self._told()
+
+    def piece(self, name: str, pieces: dict[str, tuple[process.Get, process.Set]]) -> None:
+        """One piece of process state."""
+        extents = self._manifest.state.get(name)
+        if extents is None:
+            return
+        try:
+            value = pickle.loads(self._reader.content(extents))
+            pieces[name][1](value, self._base, self._shell)
+        except Exception as error:  # one piece never costs the others
+            self._report.append(Entry(f"process: {name}", REFUSED, _reason(error)))
+
+    def _groups(self) -> None:
+        """Open every group; one that needs another is tried again after it."""
+        waiting = list(self._manifest.groups)
+        faults: dict[tuple[str, ...], str] = {}
+        while waiting:
+            failed = []
+            for group in waiting:
+                reason = self._open(group)
+                if reason:
+                    faults[group.names] = reason
+                    failed.append(group)
+            if len(failed) == len(waiting):
+                break
+            waiting = failed
+        for group in waiting:
+            advice = "run the cells that make it again"
+            self._report += [Entry(n, REFUSED, faults[group.names], advice) for n in group.names]
+
+    def _open(self, group: Group) -> str:
+        try:
+            buffers = [self._reader.buffer(buffer) for buffer in group.buffers]
+            values = pickle.loads(self._reader.content(group.extents), buffers=buffers)
+        except BaseException as error:  # the user's own __setstate__ may raise anything
+            return _reason(error)
+        for name, value in zip(group.names, values, strict=True):
+            self._set(name, value)
+        noted = {note.name: note for note in group.notes}
+        self._report += [noted.get(name, Entry(name, KEPT)) for name in group.names]
+        return ""
+
+    def _set(self, name: str, value: Any) -> None:
+        space = self._shell.user_ns
+        result = _RESULT.fullmatch(name)
+        if result:
+            number = int(result[1])
+            self._shell.history_manager.output_hist[number] = value
+            space[f"_{number}"] = value
+        elif name.startswith("output "):
+            # Not by setattr in a class body: the names would be mangled.
+            short = name.removeprefix("output ")
+            setattr(self._shell.displayhook, short, value)
+            space[short] = value
+        elif not name.startswith("figure "):
+            space[name] = value
+
+    def _rebuild(self, recipe: Rebuild) -> None:
+        """Run one recorded cell and keep only what it is for."""
+        space = self._shell.user_ns
+        before = dict(space)
+        try:
+            exec(compile(recipe.code, "<rebuilt>", "exec"), space)
+            made = {name: space[name] for name in recipe.names}
+        except BaseException as error:  # whatever the cell raises now
+            made = {}
+            reason = f"its cell failed: {_reason(error)}"
+            self._report += [Entry(name, REFUSED, reason) for name in recipe.names]
+        for name in [n for n in space if n not in before]:
+            del space[name]
+        space.update(before)
+        space.update(made)
+        self._report += [Entry(name, REBUILT, recipe.reason) for name in made]
+
+    def _told(self) -> None:
+        """What was refused at the capture, in this report too."""
+        told = {entry.name for entry in self._report}
+        for entry in self._manifest.report:
+            if entry.outcome == REFUSED and entry.name not in told:
+                self._report.append(entry)
+
+
+def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> None:
+    """``In``, the counter and the source lines of tracebacks."""
+    manager = shell.history_manager
+    numbered = {cell.count: cell for cell in cells if cell.count}
+    ordered = [numbered.get(n, Cell("")) for n in range(1, count)]
+    manager.input_hist_raw[:] = ["", *(cell.code for cell in ordered)]
+    manager.input_hist_parsed[:] = ["", *(cell.python for cell in ordered)]
+    last = [cell.code for cell in reversed(ordered[-3:])]
+    for name, code in zip(("_i", "_ii", "_iii"), [*last, "", "", ""], strict=False):
+        setattr(manager, {"_i": "_i00", "_ii": "_i", "_iii": "_ii"}[name], code)
+    for number, cell in numbered.items():
+        shell.user_ns[f"_i{number}"] = cell.code
+    for cell in cells:
+        if cell.file:
+            lines = cell.python.splitlines(keepends=True)
+            linecache.cache[cell.file] = (len(cell.python), None, lines, cell.file)
+    # The cell that asked for this raises the counter once more when it ends.
+    shell.execution_count = count - 1 if in_cell else count
+
+
+def _reason(error: BaseException) -> str:
+    try:
+        text = f"{type(error).__name__}: {error}"[:300]
+    except Exception:  # a user's exception may fail to print itself
+        text = type(error).__name__
+    return f"stored bytes are damaged: {error}" if isinstance(error, DamagedChunk) else text

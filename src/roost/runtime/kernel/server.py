@@ -1,0 +1,201 @@
+"""The engine's door: a unix socket, JSON lines, any number of clients, a thread of its own.
+
+Requests ``{"id": n, "op": ...}`` are answered ``{"id": n, "ok": true, ...}`` or ``{"id": n, "ok": false,
+"error": code, "message": ...}``; events ``{"event": ...}`` go to every client. Never touches a user object:
+what does is handed to the main thread.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from roost.runtime.kernel.engine import Engine, Fields
+from roost.runtime.kernel.restore import CannotRestore
+
+LINE_LIMIT = 64 << 20
+"""Longest request or answer, in bytes."""
+BACKLOG_BYTES = 8 << 20
+"""A client that leaves so much unread is cut off."""
+BUDGET_S = 30.0
+"""Time for a capture when the request names none."""
+
+Op = Callable[[Fields], Awaitable[Fields]]
+
+
+class Server:
+    """Serves one engine."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._engine = engine
+        self._path = path
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._ops: dict[str, Op] = {
+            "status": self._status,
+            "warm": self._warm,
+            "adopt": self._adopt,
+            "restore": self._restore,
+            "capture": self._capture,
+            "configure": self._configure,
+            "hold": self._hold,
+            "release": self._release,
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Listen; returns when clients can connect."""
+        thread = threading.Thread(target=self._run, name="roost-engine", daemon=True)
+        thread.start()
+        self._ready.wait(10)
+        self._engine.listeners.append(self._push)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._path.unlink(missing_ok=True)
+        former = os.umask(0o177)
+        try:
+            listen = asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
+            server = self._loop.run_until_complete(listen)
+        finally:
+            os.umask(former)
+        self._ready.set()
+        with contextlib.suppress(RuntimeError):
+            self._loop.run_until_complete(server.serve_forever())
+
+    def _push(self, fields: Fields) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._send_all, _line(fields))
+
+    def _send_all(self, line: bytes) -> None:
+        for writer in list(self._clients):
+            self._send(writer, line)
+
+    def _send(self, writer: asyncio.StreamWriter, line: bytes) -> None:
+        if writer.transport.get_write_buffer_size() > BACKLOG_BYTES:
+            writer.transport.abort()
+            self._clients.discard(writer)
+        elif not writer.is_closing():
+            writer.write(line)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            while line := await reader.readline():
+                task = self._loop.create_task(self._answer(writer, line))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        except (OSError, ValueError):
+            pass  # gone, or a line beyond the limit
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter, line: bytes) -> None:
+        number: Any = None
+        try:
+            request = json.loads(line)
+            number = request.get("id")
+            op = self._ops.get(request.get("op"))
+            if op is None:
+                raise CannotRestore("unknown_op", f"no such operation: {request.get('op')!r}")
+            answer = {"id": number, "ok": True, **await op(request)}
+        except CannotRestore as error:
+            answer = {"id": number, "ok": False, "error": error.code, "message": str(error)}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            message = f"{type(error).__name__}: {error}"
+            answer = {"id": number, "ok": False, "error": "bad_request", "message": message}
+        except Exception as error:  # every request gets an answer
+            message = f"{type(error).__name__}: {error}"
+            answer = {"id": number, "ok": False, "error": "failed", "message": message}
+        self._send(writer, _line(answer))
+
+    async def _on_main(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self._engine.on_main(work))
+
+    async def _between_cells(self, work: Callable[[], Any]) -> Any:
+        """Like ``_on_main``, and not while a cell awaits something."""
+        while True:
+            done, result = await self._on_main(
+                lambda: (False, None) if self._engine.busy else (True, work())
+            )
+            if done:
+                return result
+            await asyncio.sleep(0.02)
+
+    # --- operations ------------------------------------------------------------------------------
+
+    async def _status(self, _request: Fields) -> Fields:
+        return self._engine.status()
+
+    async def _warm(self, request: Fields) -> Fields:
+        """One import at a time, so that other work gets its turn."""
+        made: Fields = {"imported": [], "failed": [], "missing": {}, "seconds": 0.0}
+        for name in [str(name) for name in request["imports"]]:
+            one = await self._between_cells(lambda name=name: self._engine.warm([name]))  # type: ignore[misc]
+            made["imported"] += one["imported"]
+            made["failed"] += one["failed"]
+            made["missing"].update(one["missing"])
+            made["seconds"] += one["seconds"]
+        return made
+
+    async def _adopt(self, request: Fields) -> Fields:
+        found: Fields = await self._between_cells(lambda: self._engine.adopt(request))
+        return found
+
+    async def _restore(self, request: Fields) -> Fields:
+        directory, manifest = Path(request["dir"]), Path(request["manifest"])
+        done = await self._between_cells(lambda: self._engine.restore(directory, manifest))
+        return {
+            "report": [asdict(entry) for entry in done.report],
+            "seconds": done.seconds,
+            "execution_count": done.manifest.execution_count,
+            "number": done.manifest.number,
+            "finished": list(done.manifest.finished),
+        }
+
+    async def _capture(self, request: Fields) -> Fields:
+        budget_s = float(request.get("budget_s", BUDGET_S))
+        until = self._loop.time() + budget_s
+        asked = asyncio.wrap_future(self._engine.on_main(self._engine.capture))
+        try:
+            async with asyncio.timeout_at(until):
+                done = await asked
+        except TimeoutError as error:
+            raise CannotRestore("busy", f"a cell still runs after {budget_s:.1f} s") from error
+        try:
+            async with asyncio.timeout_at(until):
+                found: Fields = await asyncio.shield(asyncio.wrap_future(done))
+                return found
+        except TimeoutError as error:
+            self._engine.on_main(lambda: self._engine.withdraw(done))
+            why = "a cell still runs" if self._engine.busy else "the capture is not finished"
+            raise CannotRestore("busy", f"{why} after {budget_s:.1f} s") from error
+        except OSError as error:
+            raise CannotRestore("disk", error.strerror or str(error)) from error
+
+    async def _configure(self, request: Fields) -> Fields:
+        if "captures" in request:
+            where = Path(request["captures"]) if request["captures"] else None
+            await self._between_cells(lambda: self._engine.track(where))
+        return {}
+
+    async def _hold(self, request: Fields) -> Fields:
+        return await self._simple(lambda: self._engine.hold(int(request["number"])))
+
+    async def _release(self, request: Fields) -> Fields:
+        return await self._simple(lambda: self._engine.release(int(request["number"])))
+
+    async def _simple(self, work: Callable[[], Fields]) -> Fields:
+        found: Fields = await self._on_main(work)
+        return found
+
+
+def _line(fields: Fields) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
