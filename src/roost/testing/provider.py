@@ -148,6 +148,7 @@ async def ledger_follows_the_instance(bench: Bench) -> None:
     await provider.terminate(launched.provider_id)
     seen = await _until(provider, launched.provider_id, InstanceState.TERMINATED)
     (line,) = await _lines(bench.open(), launched.provider_id)
+    assert line.ended_s is not None
     assert line.started_s <= line.ended_s == seen.ended_s
 
 
