@@ -22,7 +22,7 @@ from jupyter_client import BlockingKernelClient
 from roost.agent.keeper_client import KeeperClient
 from roost.ports.keeper import Adopt, KeeperEvent
 
-KERNEL_PYTHON = os.environ.get("ROOST_TEST_KERNEL", sys.executable)
+KERNEL_PYTHON = sys.executable
 KEY = "0123456789abcdef"
 SESSION = "s-test"
 

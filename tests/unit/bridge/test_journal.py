@@ -75,9 +75,11 @@ def test_replay_sends_what_the_kernel_needs_and_hides_what_the_client_has(tmp_pa
     journal.answered("lost")
     journal.shown("lost")
     journal.shown("running")
-    steps = plan(journal.entries.values(), {"durable"}, {"held"})
+    steps = plan(journal.entries.values(), {"durable"}, {"held"}, moved=True)
     assert [(s.entry.msg_id, s.quiet, s.clear) for s in steps] == [
         ("lost", True, False),
         ("running", False, True),
         ("waiting", False, False),
     ]
+    same_place = plan(journal.entries.values(), {"durable"}, {"held"}, moved=False)
+    assert [s.entry.msg_id for s in same_place] == ["running", "waiting"]

@@ -31,7 +31,7 @@ from roost.ports.wire import (
 
 pytestmark = pytest.mark.e2e
 
-KERNEL_PYTHON = os.environ.get("ROOST_TEST_KERNEL", sys.executable)
+KERNEL_PYTHON = sys.executable
 KEY = "key-of-the-session"
 SIGNER = Signer(KEY)
 

@@ -54,7 +54,7 @@ class Captures:
         fields = self._pending
         if fields is None:
             return None
-        if not force and any(m not in line.finished for m in fields.get("finished", ())):
+        if not force and any(not line.settled(m) for m in fields.get("finished", ())):
             return None
         self._pending = None
         return self.build(fields, line, spool, epoch)
@@ -65,7 +65,7 @@ class Captures:
         self._answered = max(self._answered, number)
         finished = line.contained(tuple(fields.get("finished", ())))
         begun = set(line.received()) - set(finished)
-        begun.update(set(line.finished) - set(finished))
+        begun.update((set(line.finished) | set(line.others)) - set(finished))
         capture = KeeperCapture(
             manifest_path=str(fields.get("manifest", "")),
             number=self._base + number,
@@ -84,11 +84,13 @@ class Captures:
         return capture
 
     def settle(self, number: int) -> tuple[str, ...]:
-        """The capture ``number`` is durable: what the bridge may forget (empty: unknown number)."""
+        """The capture ``number`` is durable: what the bridge may forget now (empty: unknown number)."""
         finished = self._contents.get(number, ())
-        if finished:
+        known = set(self.durable)
+        news = tuple(msg_id for msg_id in finished if msg_id not in known)
+        if news:
             self.durable = finished
-        return finished
+        return news
 
 
 def reports(items: object) -> tuple[VariableReport, ...]:

@@ -313,9 +313,9 @@ class Keeper:
 
     def durable(self, number: int) -> None:
         """A capture is durable: the bridge may forget the requests in it."""
-        finished = self._captures.settle(number)
-        if finished:
-            self._out.tell(Settled(msg_ids=finished))
+        news = self._captures.settle(number)
+        if news:
+            self._out.tell(Settled(msg_ids=news))
 
     async def _engine_adopt(self, order: Adopt) -> None:
         await self._life.demand(
@@ -372,7 +372,7 @@ class Keeper:
         attached = Attached(
             epoch=self._out.epoch,
             fresh=self._fresh,
-            finished=tuple(self._line.finished),
+            finished=(*self._line.finished, *self._line.others),
             received=self._line.received(),
         )
         stream.tell(attached)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from roost.ports.jupyter import Message
 
 REMEMBERED = 10_000
-"""Settled msg_ids remembered: more than a bridge's journal can hold."""
+"""Settled cells remembered: more than a bridge's journal can hold."""
+REMEMBERED_OTHERS = 1_000
+"""Other settled requests: a bridge forgets these as soon as they are answered."""
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 """These have no reply, and ipykernel takes them while an async cell runs."""
 
@@ -50,7 +52,9 @@ class Line:
     beside: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """msg_ids forwarded at once beside the line (subshells, control, comms)."""
     finished: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    """msg_ids settled here or before, in order."""
+    """msg_ids of cells settled here or before, in order."""
+    others: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """The latest other requests that were settled."""
     fenced: bool = False
     adopted: int = 0
     """How many of ``finished`` came with the checkpoint this kernel began from."""
@@ -62,7 +66,11 @@ class Line:
 
     def known(self, msg_id: str) -> bool:
         """Whether this request must not be given to the kernel (again)."""
-        return msg_id in self.finished or msg_id in self.received()
+        return self.settled(msg_id) or msg_id in self.received()
+
+    def settled(self, msg_id: str) -> bool:
+        """Whether it was answered."""
+        return msg_id in self.finished or msg_id in self.others
 
     def give(self, message: Message) -> bool:
         """Take a shell request; True: forward it at once, it does not stand in the line."""
@@ -78,7 +86,7 @@ class Line:
 
     def pass_by(self, msg_id: str) -> None:
         """Remember a request that is handled at once and never answered by an idle status."""
-        self._finish(msg_id)
+        self._finish_other(msg_id)
 
     def next(self) -> Waiting | None:
         """The request to handle now (forward it, or answer it when ``aborted``), or None."""
@@ -86,7 +94,7 @@ class Line:
             return None
         waiting = self.waiting.pop(0)
         if waiting.aborted:
-            self._finish(waiting.message.header.msg_id)
+            self._finish(waiting.message)
         else:
             self.in_hand = InHand(waiting.message)
         return waiting
@@ -99,7 +107,7 @@ class Line:
             hand.idle = hand.idle or state == "idle"
             return self._settle()
         if state == "idle" and parent_id in self.beside:
-            self._finish(parent_id)
+            self._finish_other(parent_id)
         return False
 
     def reply(self, parent_id: str, status: str) -> bool:
@@ -133,9 +141,9 @@ class Line:
         hand = self.in_hand.message if self.in_hand else None
         waiting = [w.message for w in self.waiting]
         for message in ([hand] if hand else []) + waiting:
-            self._finish(message.header.msg_id)
+            self._finish(message)
         for msg_id in list(self.beside):
-            self._finish(msg_id)
+            self._finish_other(msg_id)
         self.in_hand = None
         self.waiting.clear()
         return hand, waiting
@@ -153,21 +161,27 @@ class Line:
 
     def adopt(self, finished: tuple[str, ...]) -> None:
         """Start from what a checkpoint contains."""
-        for msg_id in finished:
-            self._finish(msg_id)
+        self.finished = OrderedDict.fromkeys(finished[-REMEMBERED:])
         self.adopted = len(self.finished)
 
     def _settle(self) -> bool:
         hand = self.in_hand
         if hand is None or not hand.settled:
             return False
-        self._finish(hand.message.header.msg_id)
+        self._finish(hand.message)
         self.in_hand = None
         return True
 
-    def _finish(self, msg_id: str) -> None:
-        self.beside.pop(msg_id, None)
-        self.finished[msg_id] = None
+    def _finish(self, message: Message) -> None:
+        if message.header.msg_type != "execute_request":
+            return self._finish_other(message.header.msg_id)
+        self.finished[message.header.msg_id] = None
         while len(self.finished) > REMEMBERED:
             self.finished.popitem(last=False)
             self.adopted = max(0, self.adopted - 1)
+
+    def _finish_other(self, msg_id: str) -> None:
+        self.beside.pop(msg_id, None)
+        self.others[msg_id] = None
+        while len(self.others) > REMEMBERED_OTHERS:
+            self.others.popitem(last=False)

@@ -7,6 +7,7 @@ the keeper) and dies with the keeper: an unwatched kernel would compute for nobo
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ PEER = b"roost-keeper"
 """Our one identity towards the kernel; the client's own identity travels behind it."""
 PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 Received = Callable[[str, Parts], None]
+
+log = logging.getLogger("roost.keeper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,11 @@ class KernelProcess:
 
     async def _receive(self, channel: str, socket: zmq.asyncio.Socket) -> None:
         while True:
-            self._on_message(channel, tuple(await socket.recv_multipart()))
+            parts = tuple(await socket.recv_multipart())
+            try:
+                self._on_message(channel, parts)
+            except Exception:  # one odd message must not make the kernel silent
+                log.exception("a message on %s could not be handled", channel)
 
     async def _drain(self, channel: str) -> None:
         socket = self._sockets.get(channel)

@@ -39,6 +39,8 @@ BIND_PATIENCE_S = 10.0
 ENDING_S = 2.0
 BACKLOG_BYTES = 64 << 20
 """Requests a worker has not taken yet; above it the client's wait in its own sockets."""
+QUICK_S = 5.0
+"""Workers that end sooner than this are started again ever more slowly."""
 ABORTED = 70
 """Exit code of a worker that cannot go on; it is started again."""
 
@@ -69,6 +71,7 @@ class Front:
         self._told = (0, 0)
         self._failures = 0
         self._worker_at = 0.0
+        self._started_at = 0.0
         self._retry = RetryPolicy(first_s=0.05, ceiling_s=3.0)
         self._signals, self._signalled = socket.socketpair()
         self._code: int | None = None
@@ -119,9 +122,7 @@ class Front:
             self._ports.read()
         self._exchange()
         self._ports.tick()
-        if self._ports.position > self._told:
-            self._told = self._ports.position
-            self._say(Delivered(epoch=self._told[0], seq=self._told[1]))
+        self._tell_position()
         self._watch_worker()
         if self._ending_at is not None and self._now() >= self._ending_at:
             self._code = 0
@@ -152,6 +153,7 @@ class Front:
     # --- the worker --------------------------------------------------------------------------------
 
     def _start_worker(self) -> None:
+        self._started_at = self._now()
         ours, theirs = socket.socketpair()
         with theirs:
             self._worker = subprocess.Popen(
@@ -177,23 +179,19 @@ class Front:
         self._exchange()
         self._drop_pipe()
         self._worker = None
-        self._failures = self._failures + 1 if code == ABORTED else 0
+        quick = self._now() - self._started_at < QUICK_S
+        self._failures = self._failures + 1 if quick or code == ABORTED else 0
         if self._ending_at is not None:
             self._code = 0
         elif self._code is None:
             log.warning("the worker ended with %d: starting another", code)
-            self._worker_at = self._now() + self._retry.delay_s(self._failures + 1)
+            self._worker_at = self._now() + self._retry.delay_s(self._failures or 1)
 
     def _exchange(self) -> None:
         """Write what waits for the worker, read and do what it says."""
         if self._pipe is None:
             return
-        try:
-            while self._backlog:
-                sent = self._pipe.send(memoryview(self._backlog)[: 1 << 20].tobytes())
-                del self._backlog[:sent]
-        except OSError:  # full, or the worker is gone: both are seen elsewhere
-            pass
+        self._flush()
         try:
             for _ in range(64):
                 piece = self._pipe.recv(1 << 20)
@@ -203,6 +201,21 @@ class Front:
         except OSError:
             pass
         self._parse()
+
+    def _flush(self) -> None:
+        try:
+            while self._pipe is not None and self._backlog:
+                sent = self._pipe.send(memoryview(self._backlog)[: 1 << 20].tobytes())
+                del self._backlog[:sent]
+        except OSError:  # full, or the worker is gone: both are seen elsewhere
+            pass
+
+    def _tell_position(self) -> None:
+        """At once: were this process killed now, the client would get untold outputs again."""
+        if self._ports.position > self._told:
+            self._told = self._ports.position
+            self._say(Delivered(epoch=self._told[0], seq=self._told[1]))
+            self._flush()
 
     def _parse(self) -> None:
         at = 0
@@ -220,6 +233,7 @@ class Front:
         match message:
             case Deliver():
                 self._ports.deliver(message)
+                self._tell_position()
             case Kept():
                 while self._kept and next(iter(self._kept)) <= message.number:
                     self._kept.popitem(last=False)

@@ -127,6 +127,8 @@ class Worker:
         self._interrupt_wanted = False
         self._ack_due = False
         self._acked: Position = (0, 0)
+        self._welcomed = asyncio.Event()
+        """The front has said how far the client was served."""
         self._leaving = asyncio.Event()
         self._shutdown: dict[str, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,6 +161,7 @@ class Worker:
                 case Welcome():
                     self._cursor = max(self._journal.served, (message.epoch, message.seq))
                     self._journal.serve(self._cursor)
+                    self._welcomed.set()
                 case FromClient():
                     await self._from_client(message)
                 case Subscribed():
@@ -278,6 +281,7 @@ class Worker:
 
     async def _stay_attached(self) -> None:
         """Dial, attach, serve, and again; ends only when the session is gone or not ours."""
+        await self._welcomed.wait()
         loop = asyncio.get_running_loop()
         attempt = 0
         gone_since: float | None = None
@@ -326,7 +330,9 @@ class Worker:
 
     def _replay(self, attached: Attached) -> None:
         finished, received = set(attached.finished), set(attached.received)
-        for replay in plan(list(self._journal.entries.values()), finished, received):
+        moved = attached.epoch > self._cursor[0]
+        entries = list(self._journal.entries.values())
+        for replay in plan(entries, finished, received, moved=moved):
             entry = replay.entry
             if replay.quiet:
                 self._quiet.add(entry.msg_id)
@@ -438,4 +444,9 @@ class Worker:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s", error, exc_info=error)
