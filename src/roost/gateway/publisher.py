@@ -38,7 +38,7 @@ class _EdgeLink:
         return self._writer is not None
 
     def send(self, snapshot: RouteSnapshot) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.transport.is_closing():
             self._writer.write(self._to.encode(snapshot))
 
     async def _run(self) -> None:

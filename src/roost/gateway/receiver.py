@@ -12,6 +12,7 @@ import msgspec
 
 from roost.gateway.model import (
     EdgeEvent,
+    FromEdge,
     HostDataUp,
     RouteAck,
     RouteSnapshot,
@@ -66,22 +67,25 @@ class RouteReceiver:
 
     def tell(self, event: EdgeEvent) -> None:
         """Send an event to control (lost when it is away: events only wake)."""
-        frame = self._frames.encode(event)
         for writer in list(self._writers):
             if writer.transport.get_write_buffer_size() > UNREAD_LIMIT:
                 writer.transport.abort()
             else:
-                writer.write(frame)
+                self._send(writer, event)
+
+    def _send(self, writer: asyncio.StreamWriter, message: FromEdge) -> None:
+        if not writer.transport.is_closing():  # uvloop raises where asyncio ignores
+            writer.write(self._frames.encode(message))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = to_edge()
         self._writers.add(writer)
         try:
             for host_id in self._router.hosts.hosts:
-                writer.write(self._frames.encode(HostDataUp(host_id=host_id)))
+                self._send(writer, HostDataUp(host_id=host_id))
             while (snapshot := await frames.read(reader)) is not None:
                 self._apply(snapshot)
-                writer.write(self._frames.encode(RouteAck(version=snapshot.version)))
+                self._send(writer, RouteAck(version=snapshot.version))
         except BadFrame as error:
             log.warning("control's connection: %s", error)
         except OSError:

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from roost.kit.ids import Ids
 from roost.ports import wire
@@ -66,7 +67,8 @@ class DataConnection(asyncio.Protocol):
     # --- transport -------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # A cast: uvloop transports are no subclass of asyncio.Transport.
+        transport = cast("asyncio.Transport", transport)
         self.transport = transport
         tune(transport)
         peer = transport.get_extra_info("peername")
@@ -112,7 +114,7 @@ class DataConnection(asyncio.Protocol):
 
     def send(self, message: wire.DataToAgent) -> None:
         """Write a frame."""
-        if not self.lost:
+        if not (self.lost or self.transport.is_closing()):
             self.transport.write(self._out.encode(message))
 
     def _frame(self) -> wire.DataToEdge | None:

@@ -285,7 +285,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline_s = self._loop.time() + (
                 self.proxy.limits.response_s if self._body is None else self.proxy.limits.upload_s
             )
-            self._back.transport.write(out)
+            self._back.send(out)
         self._adjust_reading()
 
     def _hold(self, data: bytes) -> None:
@@ -342,9 +342,9 @@ class ClientConnection(asyncio.Protocol):
         limits = self.proxy.limits
         timeout_s = limits.response_s if self._body is None else limits.upload_s
         self.deadline_s = self._loop.time() + timeout_s
-        back.transport.write(self.request.forward(self.proxy.proto))
+        back.send(self.request.forward(self.proxy.proto))
         for piece in self._held:
-            back.transport.write(piece)
+            back.send(piece)
         if not self._replayable:
             self._held = []
         if self._blocked:
@@ -373,7 +373,7 @@ class ClientConnection(asyncio.Protocol):
             return
         for event in events:
             if isinstance(event, bytes):
-                self.transport.write(event)
+                self._send(event)
             elif event.status == 101:
                 self._switch(event, response)
                 return
@@ -413,7 +413,7 @@ class ClientConnection(asyncio.Protocol):
     def _write_head(self, head: ResponseHead, request: Request) -> None:
         self._begun = True
         if head.status < 200:
-            self.transport.write(head.kept + b"\r\n")
+            self._send(head.kept + b"\r\n")
             return
         tail = b"\r\n"
         if head.chunked and request.http11:
@@ -422,7 +422,7 @@ class ClientConnection(asyncio.Protocol):
             tail = b"Connection: close\r\n" + tail
         elif not request.http11:
             tail = b"Connection: keep-alive\r\n" + tail
-        self.transport.write(head.kept + tail)
+        self._send(head.kept + tail)
 
     def _will_close(self, head: ResponseHead, request: Request) -> bool:
         if request.closes or self.proxy.draining:
@@ -481,9 +481,7 @@ class ClientConnection(asyncio.Protocol):
         if not request.upgrade:
             self._backend_broke("the backend switched protocols without being asked")
             return
-        self.transport.write(
-            head.kept + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
-        )
+        self._send(head.kept + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n")
         back.set_reading(True)
         back.detach()
         self._back = self._response = None
@@ -494,7 +492,7 @@ class ClientConnection(asyncio.Protocol):
             self.proxy.tunnels.discard(tunnel)
             stream.ended(tunnel)
 
-        self.transport.write(
+        self._send(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "
             + stream.protocol
             + b"\r\n\r\n"
@@ -519,6 +517,10 @@ class ClientConnection(asyncio.Protocol):
         )
         self._buffer = b""
         return tunnel
+
+    def _send(self, data: bytes) -> None:
+        if not self.transport.is_closing():  # uvloop raises where asyncio ignores
+            self.transport.write(data)
 
     # --- answers of our own ----------------------------------------------------------------------
 
@@ -565,7 +567,7 @@ class ClientConnection(asyncio.Protocol):
         request = self.request
         accept = request.fields.accept if request else b""
         head_only = request is not None and request.method == b"HEAD"
-        self.transport.write(render(answer, accept=accept, head_only=head_only, close=close))
+        self._send(render(answer, accept=accept, head_only=head_only, close=close))
 
     def _linger(self) -> None:
         """Close after the client had time to read: unread bytes would reset the connection."""

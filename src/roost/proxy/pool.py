@@ -74,6 +74,11 @@ class BackendConnection(asyncio.Protocol):
         else:
             self.transport.pause_reading()
 
+    def send(self, data: bytes) -> None:
+        """Write, unless the connection is ending (its user is told so)."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def data_received(self, data: bytes) -> None:
         if self.user is not None:
             self.user.answered(data)

@@ -12,6 +12,8 @@ FLUSH_S = 30.0
 
 def tune(transport: asyncio.Transport) -> None:
     """Bound the write buffer and have the kernel notice a peer that vanished without a word."""
+    if transport.is_closing():
+        return
     transport.set_write_buffer_limits(high=WRITE_HIGH)
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -37,7 +39,7 @@ class _End(asyncio.Protocol):
     def start(self, peer: "_End", first: bytes) -> None:
         self.peer = peer
         self.transport.set_protocol(self)
-        if first:
+        if first and not peer.transport.is_closing():
             peer.transport.write(first)
 
     def set_reading(self, wanted: bool) -> None:
