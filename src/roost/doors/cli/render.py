@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -79,25 +80,29 @@ def hosts(views: Sequence[HostView]) -> Table:
     return table
 
 
-def moves(views: Sequence[MoveView]) -> Table:
-    """Moves of a session with what became of its state."""
+def moves(views: Sequence[MoveView]) -> Group:
+    """Moves of a session, and below them each variable that was rebuilt or refused, and why."""
     table = Table(title="Moves", title_justify="left")
-    for name in ("epoch", "why", "from", "to", "frozen", "moved", "kept", "rebuilt", "refused"):
-        table.add_column(name, overflow="fold")
+    table.add_column("epoch", justify="right")
+    table.add_column("from → to", overflow="fold")
+    for name in ("frozen", "moved", "kept", "rebuilt", "refused"):
+        table.add_column(name, justify="right", no_wrap=True)
+    details: list[Text] = []
     for view in views:
-        why = view.reason + (" (lost cell re-run)" if view.rerun else "")
         table.add_row(
             str(view.epoch),
-            why,
-            view.from_offer,
-            view.to_offer,
+            f"{view.from_offer}\n{view.to_offer}",
             f"{view.frozen_s:.2f} s",
             f"{view.bytes_moved / 1e6:.2f} MB",
             str(len(view.kept)),
-            "\n".join(f"{p.name}: {p.reason}" for p in view.rebuilt) or "0",
-            "\n".join(f"{p.name}: {p.reason}" for p in view.refused) or "0",
+            str(len(view.rebuilt)),
+            str(len(view.refused)),
         )
-    return table
+        rerun = "; what ran after the last checkpoint is run again" if view.rerun else ""
+        details.append(Text(f"epoch {view.epoch}: {view.reason}{rerun}", style="dim"))
+        details += [Text(f"  rebuilt {p.name}: {p.reason}", style="cyan") for p in view.rebuilt]
+        details += [Text(f"  refused {p.name}: {p.reason}", style="red") for p in view.refused]
+    return Group(table, *details)
 
 
 def story(lines: Sequence[StoryView]) -> Table:

@@ -69,7 +69,7 @@ class Views:
             host_id=session.host_id,
             offer=offer_view(instance.offer) if instance else None,
             standby=self._of_claim(standby),
-            standby_warm=_standby_ready(standby),
+            standby_warm=_standby_warm(standby, session),
             checkpoint_number=checkpoint.number if checkpoint else 0,
             checkpoint_epoch=checkpoint.epoch if checkpoint else 0,
             checkpoint_at_s=checkpoint.at_s if checkpoint else None,
@@ -163,10 +163,15 @@ def _tasks(report: HostReport | None) -> tuple[str, ...]:
     return tuple(f"{t.kind} {t.session_id or t.task_id} {t.state}" for t in report.tasks)
 
 
-def _standby_ready(view: ClaimView | None) -> bool:
+def _standby_warm(view: ClaimView | None, session: Session) -> bool:
+    """Whether a kernel waits there that has imported what the session's image says."""
     if view is None or view.report is None or not view.usable:
         return False
-    return any(t.kind == "standby" and t.state == "ready" for t in view.report.tasks)
+    wanted = set(session.image.imports)
+    return any(
+        t.kind == "standby" and t.state == "ready" and wanted <= set(t.imports)
+        for t in view.report.tasks
+    )
 
 
 def offer_view(offer: Offer) -> OfferView:

@@ -120,17 +120,22 @@ class Singletons:
         self._seen: set[str] = {"__main__", "sys", "builtins"}
         self._count = 0
 
-    def update(self, root: str) -> None:
-        """Look at modules imported since; those under ``root`` are the user's, not a library's."""
+    def update(self, root: str, namespace: dict[str, Any]) -> None:
+        """Look at modules imported since; those under ``root`` are the user's, not a library's.
+
+        ``namespace`` may be a module under a second name (``__mp_main__``).
+        """
         if len(sys.modules) == self._count:
             return
         self._count = len(sys.modules)
+        # The user's namespace under another name (multiprocessing binds ``__mp_main__``) is still the user's.
+        user = globals_of(sys.modules["__main__"])
         for name, module in list(sys.modules.items()):
             if name in self._seen or not is_module(module):
                 continue
             self._seen.add(name)
             inside = globals_of(module)
-            if not _under(inside.get("__file__"), root):
+            if inside is not user and not _under(inside.get("__file__"), root):
                 self._add(name, inside)
 
     def where(self, value: object) -> tuple[str, str] | None:
