@@ -20,6 +20,8 @@ from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
 
 log = logging.getLogger(__name__)
 
+JOIN_LIMIT = 16 << 10
+"""Pieces are written as one up to this many bytes."""
 REPLAY_LIMIT = 64 << 10
 """Most bytes of a request's body kept to send it again."""
 ATTEMPTS = 3
@@ -63,6 +65,13 @@ class Stream:
     """Bytes already read from ``transport``."""
     joined: Callable[[Tunnel], None] = field(default=lambda tunnel: None)
     ended: Callable[[Tunnel], None] = field(default=lambda tunnel: None)
+
+
+def packed(pieces: list[bytes]) -> list[bytes]:
+    """Few small pieces become one write, so one packet; a large body is never copied onto a head."""
+    if len(pieces) < 2 or sum(map(len, pieces)) > JOIN_LIMIT:
+        return pieces
+    return [b"".join(pieces)]
 
 
 class Router(Protocol):
@@ -253,6 +262,11 @@ class ClientConnection(asyncio.Protocol):
         self._replayable = True
         self._attempts = 0
         self._begun = False
+        if self._body is not None and self._buffer:
+            data, self._buffer = self._buffer, b""
+            self._upload(data)
+            if self._lingering:
+                return
         decision = self.proxy.router.decide(request)
         if isinstance(decision, Answer):
             self._answer(decision)
@@ -264,9 +278,6 @@ class ClientConnection(asyncio.Protocol):
             self._attach(back)
         else:
             self._finding = self._loop.create_task(self._find(request))
-        if self._body is not None and self._buffer:
-            data, self._buffer = self._buffer, b""
-            self._upload(data)
 
     def _upload(self, data: bytes) -> None:
         """Pass on a piece of the request's body; what follows the body is the next request's."""
@@ -342,8 +353,7 @@ class ClientConnection(asyncio.Protocol):
         limits = self.proxy.limits
         timeout_s = limits.response_s if self._body is None else limits.upload_s
         self.deadline_s = self._loop.time() + timeout_s
-        back.send(self.request.forward(self.proxy.proto))
-        for piece in self._held:
+        for piece in packed([self.request.forward(self.proxy.proto), *self._held]):
             back.send(piece)
         if not self._replayable:
             self._held = []
@@ -371,14 +381,17 @@ class ClientConnection(asyncio.Protocol):
         except FramingError as error:
             self._backend_broke(error.message)
             return
+        pieces = []
         for event in events:
             if isinstance(event, bytes):
-                self._send(event)
+                pieces.append(event)
             elif event.status == 101:
                 self._switch(event, response)
                 return
             elif event.status >= 200 or request.http11:
-                self._write_head(event, request)
+                pieces.append(self._head(event, request))
+        for piece in packed(pieces):
+            self._send(piece)
         if response.done:
             self._complete()
         elif not response.untouched and response.head is None:
@@ -410,11 +423,10 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._fail(Answer(502, "the backend closed before it answered", problem=False))
 
-    def _write_head(self, head: ResponseHead, request: Request) -> None:
+    def _head(self, head: ResponseHead, request: Request) -> bytes:
         self._begun = True
         if head.status < 200:
-            self._send(head.kept + b"\r\n")
-            return
+            return head.kept + b"\r\n"
         tail = b"\r\n"
         if head.chunked and request.http11:
             tail = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -422,7 +434,7 @@ class ClientConnection(asyncio.Protocol):
             tail = b"Connection: close\r\n" + tail
         elif not request.http11:
             tail = b"Connection: keep-alive\r\n" + tail
-        self._send(head.kept + tail)
+        return head.kept + tail
 
     def _will_close(self, head: ResponseHead, request: Request) -> bool:
         if request.closes or self.proxy.draining:
@@ -528,14 +540,6 @@ class ClientConnection(asyncio.Protocol):
         """Answer the present request without a backend."""
         request = self.request
         assert request is not None
-        if self._body is not None and self._buffer:
-            data, self._buffer = self._buffer, b""
-            try:
-                _, rest = self._body.feed(data)
-            except FramingError:
-                rest = b""
-            if self._body.done:
-                self._body, self._buffer = None, rest
         close = self._body is not None or request.closes or self.proxy.draining
         self._write_answer(answer, close=close)
         if close or self._ended:

@@ -59,6 +59,34 @@ async def test_waiting_requests_go_on_at_once(edge: Any) -> None:
     server.close()
 
 
+async def test_a_large_upload_waits_with_the_client_and_arrives_whole(edge: Any) -> None:
+    size = 20_000_000
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        digest = hashlib.sha256(await reader.readexactly(size)).hexdigest().encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n" + digest)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with edge() as setup:
+        setup.routes(HELD)
+        body = bytes(range(250)) * (size // 250)
+        reader, writer = await setup.dial(setup.public)
+        writer.write(b"POST /n/s-1 HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(body)
+        await waiting_for(setup, 1)
+        assert setup.router.waiting.bytes < 70_000
+        await asyncio.sleep(0.1)
+        assert writer.transport.get_write_buffer_size() > 0, "the rest stays with the client"
+        setup.routes(live(server.sockets[0].getsockname()[1]))
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert (await reader.readexactly(64)).decode() == hashlib.sha256(body).hexdigest()
+    server.close()
+
+
 async def test_the_wait_is_bounded_in_number_bytes_and_time(edge: Any) -> None:
     async with edge(waiting=Waiting(requests_limit=2)) as setup:
         setup.routes(HELD)

@@ -71,6 +71,18 @@ async def test_pipelined_requests_are_answered_in_order(proxied: Any) -> None:
         assert len(setup.proxy.clients) == 0
 
 
+async def test_bodies_and_next_requests_in_one_packet(proxied: Any) -> None:
+    async with proxied(echo) as setup:
+        post = b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
+        own = b"POST /answer HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
+        sent = b"".join(post % n + own for n in range(10))
+        answer = await setup.ask(sent + get("/last", "Connection: close"))
+        assert answer.count(b"HTTP/1.1 200 OK") == 21
+        assert answer.count(b"\r\n\r\nbody") == 10
+        assert answer.count(b"own") == 10
+        assert b"GET /last" in answer
+
+
 async def test_bytes_one_at_a_time(proxied: Any) -> None:
     async with proxied(echo) as setup:
         _reader, writer = await setup.client()
