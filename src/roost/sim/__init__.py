@@ -1,1 +1,1 @@
-"""The deterministic simulator: the real controllers on virtual time in a world that breaks. Never in production."""
+"""The deterministic simulator: the real controllers, on virtual time, in a world that breaks."""

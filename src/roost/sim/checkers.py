@@ -138,12 +138,13 @@ def acknowledged_state_is_durable_or_live(
         scene.floor.setdefault((session.id, session.epoch), durable)
         user = scene.users.get(session.id)
         move = session.move
-        if move is not None and move.phase is Phase.RESTORING and move.captured and user:
-            if user.acknowledged > durable:
-                yield f"{session.id}: captured {durable} cells, {user.acknowledged} were acknowledged"
+        captured = move is not None and move.phase is Phase.RESTORING and move.captured
+        if captured and user is not None and user.acknowledged > durable:
+            yield f"{session.id}: captured {durable} cells of {user.acknowledged} acknowledged"
         for kernel in scene.hub.kernels(session.id):
             if kernel.cells and kernel.cells[-1] != len(kernel.cells) - 1:
-                yield f"{session.id}: cells {kernel.cells[-8:]} of {len(kernel.cells)} at epoch {kernel.epoch}"
+                last = kernel.cells[-8:]
+                yield f"{session.id}: cell {len(kernel.cells) - 1} at epoch {kernel.epoch} is {last}"
 
 
 def epochs_only_rise(scene: Scene, sessions: Mapping[str, Session]) -> Iterator[str]:

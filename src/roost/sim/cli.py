@@ -56,7 +56,7 @@ def _show(outcome: Outcome) -> None:
     for violation in outcome.violations:
         print(f"  VIOLATED {violation}")
     if outcome.violations:
-        print(f"  repeat: {command(outcome.seed, outcome.hours)}")
+        print(f"  repeat: {command(outcome.seed, outcome.hours)}", flush=True)
 
 
 def _sum_up(outcomes: Sequence[Outcome], took_s: float) -> int:

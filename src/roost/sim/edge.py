@@ -44,14 +44,14 @@ class SimEdge:
         return stream
 
     @property
-    def away(self) -> bool:
-        """Whether it does not hear control now."""
-        return self._world.clock.monotonic_s() < self._away_until_s
+    def away_s(self) -> float:
+        """How long it will not hear control; 0 = it listens."""
+        return max(0.0, self._away_until_s - self._world.clock.monotonic_s())
 
     def receive(self, snapshot: RouteSnapshot) -> None:
         """A snapshot reaches the edge, at once or when it is back."""
         self._latest = snapshot
-        if not self.away:
+        if not self.away_s:
             self._apply(snapshot)
 
     def _apply(self, snapshot: RouteSnapshot) -> None:
@@ -90,12 +90,9 @@ class SimPublisher:
         """Returns how many edges (0 or 1) have the snapshot, as the real publisher does."""
         await self._world.point(self._life)
         self._edge.receive(snapshot)
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + wait_s
-        while self._edge.away and loop.time() < end_s:
-            await asyncio.sleep(0.1)
+        await asyncio.sleep(min(wait_s, self._edge.away_s))
         await self._world.point(self._life)
-        return 0 if self._edge.away else 1
+        return 0 if self._edge.away_s else 1
 
 
 class SimRoutes:

@@ -64,6 +64,8 @@ class Swarm:
     """Time between moves that a person asks for, per session."""
     slow_boot: float = 0.0
     """Share of instances that never become ready."""
+    boot_s: float = 90.0
+    """Longest boot; the shortest is five seconds."""
 
     def names(self) -> tuple[str, ...]:
         """The faults that are on, by name."""

@@ -169,7 +169,10 @@ class SimProvider:
     def _boot(self, machine: Machine) -> None:
         machine.boots += 1
         rng = self._world.stream(f"boot/{self._name}")
-        seconds, never = rng.uniform(5.0, 90.0), rng.random() < self._world.swarm.slow_boot
+        seconds, never = (
+            rng.uniform(5.0, self._world.swarm.boot_s),
+            rng.random() < self._world.swarm.slow_boot,
+        )
         if never:
             self._world.tally["boots that hang"] += 1
         else:

@@ -83,6 +83,8 @@ class Scenario:
             self.world.calm()
             await self._settle()
         lines = await self._story()
+        await self.control.kill()
+        await self.store.close()
         return Outcome(
             seed=self.seed,
             hours=self.hours,
