@@ -111,7 +111,7 @@ class Collector:
     ) -> Generator[None, None, Snapshot]:
         """Look at the names a cell can have touched (None: all) and whatever belongs to them."""
         made = Snapshot(execution_count=int(self._shell.execution_count))
-        self._singletons.update(self._base.root)
+        self._singletons.update(self._base.root, self._shell.user_ns)
         self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         names = self._sort(made)
         made.modules, made.namespaces = names.modules, tuple(names.namespaces)

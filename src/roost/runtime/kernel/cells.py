@@ -133,7 +133,7 @@ def recipe(name: str, cells: list[Cell], values: Values) -> str | None:
     The cell must bind ``name`` by harmless assignments; no other cell may mention it (a generator moves
     on when it is used), and what the cell reads must be what it was then.
     """
-    mentions = [n for n, c in enumerate(cells) if name in (names_of(c.python) or {name})]
+    mentions = [n for n, cell in enumerate(cells) if _mentions(cell, name)]
     if len(mentions) != 1 or not cells[mentions[0]].ok:
         return None
     cell = cells[mentions[0]]
@@ -150,6 +150,11 @@ def recipe(name: str, cells: list[Cell], values: Values) -> str | None:
     if all(_unchanged(other, later, values) for other in reads - bound):
         return cell.python
     return None
+
+
+def _mentions(cell: Cell, name: str) -> bool:
+    names = names_of(cell.python)
+    return names is None or name in names
 
 
 def _unchanged(name: str, later: list[Cell], values: Values) -> bool:

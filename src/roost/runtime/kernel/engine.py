@@ -5,6 +5,7 @@ written on a thread of their own. Puts no name into the namespace and never inte
 """
 
 import asyncio
+import contextvars
 import os
 import queue
 import sys
@@ -97,6 +98,10 @@ class Engine:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._threads: set[int] | None = None
         """Threads of the kernel itself, noted before the first cell."""
+        self._context = contextvars.copy_context()
+        """The context variables of cells: callbacks of the loop have others."""
+        self._unset: dict[str, Any] = {}
+        """Restored pieces that live in context variables, until a cell's context can take them."""
         threading.Thread(target=self._run_bytes, name="roost-bytes", daemon=True).start()
         self._hooks = {
             "pre_execute": self._pre_execute,
@@ -158,6 +163,7 @@ class Engine:
         """Restore into this kernel. Raises ``CannotRestore``."""
         done = restore(directory, manifest, self.shell, self.base, in_cell=in_cell)
         self.report = done.report
+        self._unset = dict(done.in_context)
         self._log = list(done.cells)
         self._finished = deque(done.manifest.finished, maxlen=FINISHED_LIMIT)
         if self._recorder is not None and self._recorder.directory == directory.absolute():
@@ -231,7 +237,7 @@ class Engine:
 
         if self.loop is None:
             raise RuntimeError("the kernel has no event loop")
-        self.loop.call_soon_threadsafe(run)
+        self.loop.call_soon_threadsafe(run, context=self._context)
         return done
 
     def tell(self, fields: Fields) -> None:
@@ -253,6 +259,9 @@ class Engine:
             return
         if self._threads is None:
             self._threads = _other_threads()
+        while self._unset:
+            name, value = self._unset.popitem()
+            process.IN_CONTEXT[name](value, self.base, self.shell)
         self._current = (_message_id(self.kernel), True)
         self._let_cell_begin()
 
@@ -270,6 +279,7 @@ class Engine:
         if silent:
             self._touched = None
         self._fresh = True
+        self._context = contextvars.copy_context()
         self._arm()
 
     def _post_run_cell(self, result: Any) -> None:
@@ -289,7 +299,7 @@ class Engine:
                 count=int(self.shell.execution_count) - 1 if info.store_history else 0,
                 msg_id=self._current[0],
                 ok=bool(result.success),
-                parsed=parsed if parsed != code else "",
+                parsed=parsed if parsed.rstrip("\n") != code.rstrip("\n") else "",
                 file=_file_name(self.shell, code, parsed),
             )
         )
@@ -329,8 +339,8 @@ class Engine:
             timer.cancel()
         # Timers belong to the loop; without a running loop they wait for it.
         self._timers = [
-            self.loop.call_at(quick, self._quick),
-            self.loop.call_at(now + IDLE_S, self._idle),
+            self.loop.call_at(quick, self._quick, context=self._context),
+            self.loop.call_at(now + IDLE_S, self._idle, context=self._context),
         ]
 
     def _quick(self) -> None:
@@ -386,7 +396,7 @@ class Engine:
             self._failed(job, error)
             return
         if self.loop is not None:
-            self.loop.call_later(0, self._step)
+            self.loop.call_later(0, self._step, context=self._context)
 
     # --- bytes -----------------------------------------------------------------------------------
 
@@ -413,7 +423,7 @@ class Engine:
 
     def _back(self, work: Callable[[], None]) -> None:
         if self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(work)
+            self.loop.call_soon_threadsafe(work, context=self._context)
 
     def _run_bytes(self) -> None:
         while True:
@@ -459,7 +469,7 @@ class Engine:
         if not job.done.done():
             job.done.set_exception(error)
         if self.loop is not None:
-            self.loop.call_later(RETRY_S, self._arm)
+            self.loop.call_later(RETRY_S, self._arm, context=self._context)
 
     def _answer(self, written: Written, seconds: float) -> Fields:
         manifest = written.manifest

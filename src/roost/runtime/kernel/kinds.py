@@ -138,7 +138,7 @@ def reduce_buffered(_pickler: Storing, value: Any) -> Any:
     if not isinstance(value.raw, io.FileIO):
         raise Refusal("a buffer over something that is not a file", CELL_ADVICE)
     value.flush()
-    return rebuild.buffered, (type(value), value.raw)
+    return rebuild.buffered, (type(value), value.raw, value.tell() if value.seekable() else None)
 
 
 def reduce_raw(pickler: Storing, value: io.FileIO) -> Any:

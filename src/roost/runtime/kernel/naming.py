@@ -128,14 +128,12 @@ class Singletons:
         if len(sys.modules) == self._count:
             return
         self._count = len(sys.modules)
-        # The user's namespace under another name (multiprocessing binds ``__mp_main__``) is still the user's.
-        user = globals_of(sys.modules["__main__"])
         for name, module in list(sys.modules.items()):
             if name in self._seen or not is_module(module):
                 continue
             self._seen.add(name)
             inside = globals_of(module)
-            if inside is not user and not _under(inside.get("__file__"), root):
+            if inside is not namespace and not _under(inside.get("__file__"), root):
                 self._add(name, inside)
 
     def where(self, value: object) -> tuple[str, str] | None:

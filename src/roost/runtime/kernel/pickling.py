@@ -228,7 +228,7 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
     if any(base is cloud.Enum for base in mro):
         return cloud._dynamic_class_reduce(cls)
     own = dict_of(cls)
-    body = {k: own[k] for k in ("__module__", "__qualname__") if k in own}
+    body = {k: own[k] for k in ("__module__", "__qualname__", "__orig_bases__") if k in own}
     body.setdefault("__qualname__", type.__getattribute__(cls, "__qualname__"))
     if "__slots__" in own:
         body["__slots__"] = _slots(own["__slots__"], own)

@@ -109,14 +109,23 @@ def set_environment(value: dict[str, Any], _base: Baseline, _shell: Any) -> None
 
 
 def limits(_base: Baseline, _shell: Any) -> Any:
-    """Recursion limit and the decimal context."""
-    return sys.getrecursionlimit(), decimal.getcontext()
+    """Recursion limit."""
+    return sys.getrecursionlimit()
 
 
-def set_limits(value: tuple[int, decimal.Context], _base: Baseline, _shell: Any) -> None:
-    """Put them back."""
-    sys.setrecursionlimit(value[0])
-    decimal.setcontext(value[1])
+def set_limits(value: int, _base: Baseline, _shell: Any) -> None:
+    """Put it back."""
+    sys.setrecursionlimit(value)
+
+
+def decimals(_base: Baseline, _shell: Any) -> Any:
+    """The decimal context."""
+    return decimal.getcontext()
+
+
+def set_decimals(value: decimal.Context, _base: Baseline, _shell: Any) -> None:
+    """Put it back."""
+    decimal.setcontext(value)
 
 
 def extensions(base: Baseline, shell: Any) -> Any:
@@ -231,6 +240,7 @@ BEFORE: dict[str, tuple[Get, Set]] = {
 
 AFTER: dict[str, tuple[Get, Set]] = {
     "extensions": (extensions, set_extensions),
+    "decimal context": (decimals, set_decimals),
     "numpy options": (numpy_options, set_numpy_options),
     "pandas options": (pandas_options, set_pandas_options),
     "matplotlib options": (plot_options, set_plot_options),
@@ -238,6 +248,12 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "random": (randomness, set_randomness),
 }
 """Put back after the variables, in this order: whatever ran before may have drawn random numbers."""
+
+IN_CONTEXT: dict[str, Set] = {
+    "decimal context": set_decimals,
+    "numpy options": set_numpy_options,
+}
+"""Pieces that live in context variables: to be set again from inside the next cell's context."""
 
 
 def imports(base: Baseline) -> tuple[str, ...]:

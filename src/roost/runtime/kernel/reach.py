@@ -29,6 +29,11 @@ _ATOMS = frozenset(
     id(kind)
     for kind in (
         type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented),
+    )
+)  # fmt: skip
+_LEAVES = _ATOMS | frozenset(
+    id(kind)
+    for kind in (
         types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType, types.FrameType,
         types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
         types.ModuleType, types.TracebackType, types.GeneratorType, types.CoroutineType,
@@ -77,7 +82,7 @@ class Walker:
         while stack:
             value = stack.pop()
             kind = type(value)
-            if id(kind) in _ATOMS or id(value) in seen or id(value) in self._stops:
+            if id(kind) in _LEAVES or id(value) in seen or id(value) in self._stops:
                 continue
             if value is _NOTHING or value is _EMPTY:
                 continue
@@ -91,7 +96,7 @@ class Walker:
             # Tuples are walked through but bind nothing together: libraries share constants of their code.
             if (kind is not tuple and kind is not frozenset) or value is root:
                 found.ids.add(id(value))
-            if len(below) < _BULK or not _ATOMS.issuperset(map(id, map(type, below))):
+            if len(below) < _BULK or not _LEAVES.issuperset(map(id, map(type, below))):
                 stack.extend(below)
         return found
 

@@ -235,9 +235,12 @@ def closed_file(kind: str, name: Any, mode: str, encoding: str | None) -> Any:
     return made
 
 
-def buffered(cls: type, raw: io.FileIO) -> Any:
-    """A buffer over a raw file."""
-    return cls(raw)
+def buffered(cls: type, raw: io.FileIO, position: int | None) -> Any:
+    """A buffer over a raw file, which may have read ahead."""
+    made: Any = cls(raw)
+    if position is not None:
+        made.seek(position)
+    return made
 
 
 def text_file(

@@ -49,6 +49,8 @@ class Restored:
     cells: list[Cell]
     report: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    in_context: dict[str, Any] = field(default_factory=dict)
+    """Values of ``process.IN_CONTEXT``."""
 
 
 def restore(
@@ -84,7 +86,9 @@ def restore(
     _history(shell, cells, manifest.execution_count, in_cell=in_cell)
     # Last: whatever ran until now may have drawn random numbers or changed the filters.
     for name in process.AFTER:
-        job.piece(name, process.AFTER)
+        value = job.piece(name, process.AFTER)
+        if value is not None and name in process.IN_CONTEXT:
+            done.in_context[name] = value
     done.seconds = time.perf_counter() - begun
     done.report.sort(key=lambda entry: entry.name)
     return done
@@ -144,16 +148,18 @@ class _Restore:
             self._rebuild(recipe)
         self._told()
 
-    def piece(self, name: str, pieces: dict[str, tuple[process.Get, process.Set]]) -> None:
-        """One piece of process state."""
+    def piece(self, name: str, pieces: dict[str, tuple[process.Get, process.Set]]) -> Any:
+        """One piece of process state; its value, None when there is none or it failed."""
         extents = self._manifest.state.get(name)
         if extents is None:
-            return
+            return None
         try:
             value = pickle.loads(self._reader.content(extents))
             pieces[name][1](value, self._base, self._shell)
         except Exception as error:  # one piece never costs the others
             self._report.append(Entry(f"process: {name}", REFUSED, _reason(error)))
+            return None
+        return value
 
     def _groups(self) -> None:
         """Open every group; one that needs another is tried again after it."""
@@ -231,7 +237,7 @@ def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> Non
     numbered = {cell.count: cell for cell in cells if cell.count}
     ordered = [numbered.get(n, Cell("")) for n in range(1, count)]
     manager.input_hist_raw[:] = ["", *(cell.code for cell in ordered)]
-    manager.input_hist_parsed[:] = ["", *(cell.python for cell in ordered)]
+    manager.input_hist_parsed[:] = ["", *(cell.python.rstrip("\n") for cell in ordered)]
     last = [cell.code for cell in reversed(ordered[-3:])]
     for name, code in zip(("_i", "_ii", "_iii"), [*last, "", "", ""], strict=False):
         setattr(manager, {"_i": "_i00", "_ii": "_i", "_iii": "_ii"}[name], code)
