@@ -4,6 +4,7 @@ It opens one WebSocket and keeps it: a move that it noticed would be a move that
 """
 
 import base64
+import contextlib
 import itertools
 import json
 import time
@@ -44,13 +45,13 @@ class Page:
         headers = {"Authorization": f"token {self.token}"}
         self._http = httpx.Client(headers=headers, timeout=90.0, trust_env=False)
         self._ids = itertools.count(1)
+        self._open = contextlib.ExitStack()
         self._socket: Any = None
         self._session = f"page-{time.time_ns():x}"
 
     def close(self) -> None:
         """Close the page."""
-        if self._socket is not None:
-            self._socket.close()
+        self._open.close()
         self._http.close()
 
     def wait_open(self, timeout_s: float = 60.0) -> None:
@@ -92,12 +93,14 @@ class Page:
             raise Never(f"no kernel: {response.status_code} {response.text[:200]}")
         kernel_id: str = response.json()["kernel"]["id"]
         address = self.address.replace("http", "ws", 1)
-        self._socket = connect(
+        channels = connect(
             f"{address}/api/kernels/{kernel_id}/channels?session_id={self._session}",
             additional_headers={"Authorization": f"token {self.token}"},
             max_size=None,
             open_timeout=60,
         )
+        self._open.close()
+        self._socket = self._open.enter_context(channels)
         return kernel_id
 
     def run(self, code: str, timeout_s: float = REPLY_S) -> CellResult:
