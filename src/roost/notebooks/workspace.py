@@ -46,6 +46,7 @@ WAIT_S = 120.0
 _IDLE_S = 5.0
 _RETRY = RetryPolicy(first_s=0.05, ceiling_s=1.0)
 _COMPACT_LINES = 500
+_SEEN = 5000
 
 T = TypeVar("T")
 
@@ -182,6 +183,7 @@ class Workspace:
         self._wait_s = wait_s
         self._sent = 0
         """Every change up to here is applied on the connected host."""
+        self._seen: dict[str, Entry] = {}
         self._waiters: dict[int, asyncio.Future[Entry | None]] = {}
         self._submitting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -204,17 +206,50 @@ class Workspace:
 
     # --- reading -----------------------------------------------------------------------------------
 
+    @property
+    def connected(self) -> bool:
+        """Whether reads are answered by a host now."""
+        return self._ready.is_set()
+
+    def remembers(self, path: str) -> bool:
+        """Whether ``stat`` of ``path`` is answered during a move too."""
+        return path in self._seen
+
     async def list(self, path: str) -> tuple[Entry, ...]:
         """What is in a folder. ``Gone`` when it is not there."""
-        return await self._read(lambda client: client.list(clean(path)))
+        entries = await self._read(lambda client: client.list(clean(path)))
+        for entry in entries:
+            self._remember(entry)
+        return entries
 
     async def stat(self, path: str, *, hash: bool = False) -> Entry | None:
-        """The entry at ``path`` or None; ``hash``: with the SHA-256 of its content."""
-        return await self._read(lambda client: client.stat(clean(path), hash=hash))
+        """The entry at ``path`` or None; ``hash``: with the SHA-256 of its content.
+
+        During a move the entry last seen is given, if it was: a move changes no time and no content,
+        and whoever saves asks for it first.
+        """
+        path = clean(path)
+        seen = self._seen.get(path)
+        if seen is not None and not self.connected and (seen.hash or not hash):
+            return seen
+        entry = await self._read(lambda client: client.stat(path, hash=hash))
+        if entry is None:
+            self._seen.pop(path, None)
+        else:
+            self._remember(entry)
+        return entry
 
     async def read(self, path: str) -> tuple[bytes, Entry]:
         """A file's content and its entry."""
         return await self._read(lambda client: client.read(clean(path)))
+
+    def _remember(self, entry: Entry) -> None:
+        known = self._seen.pop(entry.path, None)
+        if known is not None and not entry.hash and known.mtime_ns == entry.mtime_ns:
+            entry = known  # it may have its hash
+        if len(self._seen) >= _SEEN:
+            self._seen.pop(next(iter(self._seen)))
+        self._seen[entry.path] = entry
 
     async def tree(self) -> TreeIs:
         """Every path with size, time and digests."""
@@ -253,6 +288,8 @@ class Workspace:
         entry = await waiter
         if entry is None:
             raise Gone(f"{path!r} was removed at once")
+        self._seen.pop(path, None)
+        self._remember(entry)
         return entry
 
     async def delete(self, path: str) -> None:
@@ -260,12 +297,14 @@ class Workspace:
         async with self._submitting:
             waiter = await self._submit("delete", _named(path))
         await waiter
+        self._seen.clear()
 
     async def rename(self, path: str, to: str) -> None:
         """``Conflict`` when ``to`` exists."""
         async with self._submitting:
             waiter = await self._submit("rename", _named(path), to=_named(to))
         await waiter
+        self._seen.clear()
 
     async def make_dir(self, path: str) -> None:
         """An existing folder is fine."""

@@ -1,6 +1,6 @@
 """A session's JupyterLab for tests: the real server, a local workspace, and a plain kernel as 'bridge'.
 
-    python lab_process.py DIR        reads DIR/setup.json {session_id, key, token, base_url, files}
+python lab_process.py DIR        reads DIR/setup.json {session_id, key, token, base_url, files}
 """
 
 import asyncio

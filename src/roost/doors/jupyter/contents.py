@@ -61,6 +61,9 @@ class WorkspaceContents(AsyncContentsManager):
     def _checkpoints_class_default(self) -> type:
         return WorkspaceCheckpoints
 
+    def _files_handler_params_default(self) -> dict[str, str]:
+        return {"path": ""}  # the handler asks this manager, but inherits an argument it never uses
+
     # --- questions ---------------------------------------------------------------------------------
 
     async def _entry(self, path: str, *, hash: bool = False) -> Entry | None:
@@ -68,7 +71,9 @@ class WorkspaceContents(AsyncContentsManager):
             return await self.workspace.stat(path.strip("/"), hash=hash)
 
     async def file_exists(self, path: str = "") -> bool:
-        """Whether there is a file at ``path``."""
+        """Whether there is a file at ``path``; a save during a move does not wait to know."""
+        if not self.workspace.connected and not self.workspace.remembers(path.strip("/")):
+            return False
         entry = await self._entry(path)
         return entry is not None and entry.kind == "file"
 

@@ -68,6 +68,9 @@ class RoostKernel(ServerKernelManager):
         prepared = await self.provisioner.pre_launch(**kwargs)
         return prepared.pop("cmd"), prepared
 
+    def cleanup_connection_file(self) -> None:
+        """Never: ports and key are the session's for good, whatever becomes of this object."""
+
     async def _ask_fresh(self) -> None:
         """Have the kernel replaced by a fresh one; returns when that is done."""
         stream = self.connect_control()
