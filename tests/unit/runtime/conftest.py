@@ -101,7 +101,7 @@ class Kernel:
             "signature_scheme": "hmac-sha256", "kernel_name": "roost", **ports,
         }  # fmt: skip
         self.connection.write_text(json.dumps(content))
-        self.log = open(folder / f"{stem}.log", "w+")  # noqa: SIM115
+        self.log = (folder / f"{stem}.log").open("w+")
         argv = [python, "-m", "roost.runtime.kernel", "-f", str(self.connection)]
         self.process = subprocess.Popen(
             [*argv, "--engine", str(self.engine_path), *args],
@@ -115,6 +115,8 @@ class Kernel:
         except AssertionError as error:
             raise AssertionError(self.words()) from error
         self.client = self.connect(self.key)
+        self.last_id = ""
+        """msg_id of the last cell."""
 
     def words(self) -> str:
         return Path(self.log.name).read_text()
@@ -137,7 +139,7 @@ class Kernel:
         return text
 
     def execute(self, code: str, **options: Any) -> tuple[dict[str, Any], str]:
-        msg_id = self.client.execute(code, **options)
+        msg_id = self.last_id = self.client.execute(code, **options)
         text = []
         while True:
             message = self.client.get_iopub_msg(timeout=CELL_S)

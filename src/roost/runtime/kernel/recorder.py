@@ -91,6 +91,8 @@ class Recorder:
         self._writer = Writer(directory)
         self._last = last
         self._prints: dict[str, str] = {}
+        """Digests of the pieces in the last manifest."""
+        self._new_prints: dict[str, str] = {}
         numbers = manifest_numbers(directory)
         self._number = max(numbers, default=0)
         if last is not None:
@@ -111,6 +113,7 @@ class Recorder:
     def write(self, snapshot: Snapshot, facts: Facts, seal: Seal) -> Written:
         """Make a snapshot durable. Raises ``OSError`` and ``Overtaken``; nothing changes then."""
         self._writer.begin()
+        self._new_prints = {}
         try:
             manifest = self._manifest(snapshot, facts, seal)
             last = self._last
@@ -120,6 +123,7 @@ class Recorder:
         except BaseException:
             self._writer.discard()
             raise
+        self._prints = self._new_prints
         self._last = manifest
         self._number = manifest.number
         self._writer.collect(facts.held)
@@ -180,7 +184,7 @@ class Recorder:
         """A piece without a fingerprint in the manifest: remembered here."""
         digest = digest_of(content)
         unchanged = known and self._prints.get(name) == digest
-        self._prints[name] = digest
+        self._new_prints[name] = digest
         return (
             pack.again(known)
             if known and unchanged
