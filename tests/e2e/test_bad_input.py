@@ -167,8 +167,7 @@ def test_disk_full_while_checkpointing_tells_and_goes_on(cluster: Cluster) -> No
         StartNotebook(name="d", vcpus=2, memory_gib=4, image="minimal", standby=False)
     )
     page = cluster.page(view)
-    page.run("small = 1")
-    before = cluster.saved(view.id, view)
+    cluster.saved(view.id, page.run("small = 1"))
     blobs = cluster.state.blobs
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(blobs)], check=False
@@ -186,8 +185,7 @@ def test_disk_full_while_checkpointing_tells_and_goes_on(cluster: Cluster) -> No
         eventually(told, "the user is told that the disk is full")
     finally:
         subprocess.run(["umount", str(blobs)], check=True)
-    page.run("after = 2")
-    cluster.saved(view.id, before)
+    cluster.saved(view.id, page.run("after = 2"))
     eventually(lambda: cluster.client.notebook(view.id).message == "", "the trouble is over")
     assert page.run("small, len(big), after").text.strip() == f"(1, {8 << 20}, 2)"
     cluster.client.stop_notebook(view.id)

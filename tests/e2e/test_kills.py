@@ -26,8 +26,7 @@ for line in range({LINES}):
 @pytest.fixture(scope="module")
 def session(cluster: Cluster) -> SessionView:
     view = cluster.start()
-    cluster.page(view).run("kept = 'yes'")
-    return cluster.saved(view.id, view)
+    return cluster.saved(view.id, cluster.page(view).run("kept = 'yes'"))
 
 
 @pytest.fixture
@@ -130,8 +129,7 @@ def test_supervisor_killed_is_replaced_and_adopts(cluster: Cluster, session: Ses
 
 def test_keeper_killed_is_a_death_of_the_kernel(cluster: Cluster, session: SessionView) -> None:
     page = cluster.page(session)
-    page.run("to_restore = [1, 2, 3]")
-    before = cluster.saved(session.id, cluster.client.notebook(session.id))
+    before = cluster.saved(session.id, page.run("to_restore = [1, 2, 3]"))
     host = before.host_id
     pids = cluster.pids("roost.main.keeper", ROOST_INSTANCE=host)
     for pid in pids:
@@ -165,8 +163,9 @@ def _answers(cluster: Cluster, session: SessionView) -> CellResult | None:
 def test_control_killed_in_the_middle_of_a_move(cluster: Cluster) -> None:
     view = cluster.start()
     page = cluster.page(view)
-    page.run("big = list(range(1000)); alias = big")
-    before = cluster.saved(view.id, cluster.warm(view.id))
+    made = page.run("big = list(range(1000)); alias = big")
+    cluster.warm(view.id)
+    before = cluster.saved(view.id, made)
     hosts = {h.id for h in cluster.client.hosts()}
     cluster.client.interrupt_host(before.host_id, 60, "test")
     for _ in range(3):

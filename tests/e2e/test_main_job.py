@@ -17,8 +17,9 @@ def test_a_session_moves_on_notice_and_comes_back_after_a_death(cluster: Cluster
         page.run("x = 41; rows = open('numbers.csv').read().splitlines(); y = [x]; z = y").text
         == ""
     )
-    page.run("open('made.txt', 'w').write('by a cell')")
-    before = cluster.saved(view.id, cluster.warm(view.id))
+    made = page.run("open('made.txt', 'w').write('by a cell')")
+    cluster.warm(view.id)
+    before = cluster.saved(view.id, made)
     first = before.offer
     assert first is not None
 
@@ -39,8 +40,9 @@ def test_a_session_moves_on_notice_and_comes_back_after_a_death(cluster: Cluster
     assert record.warm
     assert not record.rerun
 
-    page.run("y.append(x * 2)")
-    ready = cluster.saved(view.id, cluster.warm(view.id))
+    appended = page.run("y.append(x * 2)")
+    cluster.warm(view.id)
+    ready = cluster.saved(view.id, appended)
     cluster.client.kill_host(ready.host_id)
     back = cluster.moved(ready)
     result = page.run("y, z is y, In[-1]")
@@ -83,9 +85,9 @@ def test_the_commands_tell_the_same_story(cluster: Cluster) -> None:
 
 
 def test_a_shell_on_a_host_is_inside_the_instance(cluster: Cluster) -> None:
-    (host, *_) = [h for h in cluster.client.hosts() if h.state == "ready" and h.role == "active"]
-    done = cluster.shell(host.id, "echo in-$((40 + 2)) $ROOST_INSTANCE; exit\n")
-    assert f"in-42 {host.id}" in done
+    (running,) = [n for n in cluster.client.notebooks() if n.state == "running"]
+    done = cluster.shell(running.host_id, "echo in-$((40 + 2)) $ROOST_INSTANCE; exit\n")
+    assert f"in-42 {running.host_id}" in done
 
 
 def test_a_person_moves_and_stops_a_session(cluster: Cluster) -> None:

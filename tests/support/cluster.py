@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from roost.client.api import RoostClient
 from roost.client.model import HostView, SessionView, StartNotebook
 from roost.main.local import LocalInstallation
-from roost.main.page import Page
+from roost.main.page import CellResult, Page
 from roost.main.processes import ProcessFile, marked
 
 T = TypeVar("T")
@@ -103,13 +103,10 @@ class Cluster:
         """Wait for a warm standby host."""
         return self.until(session_id, lambda v: v.standby_warm, "the standby is warm", 120)
 
-    def saved(self, session_id: str, after: SessionView) -> SessionView:
-        """Wait until a newer checkpoint than in ``after`` is durable."""
-        last = (after.checkpoint_epoch, after.checkpoint_number)
+    def saved(self, session_id: str, cell: CellResult) -> SessionView:
+        """Wait until a checkpoint with this cell's effects is durable."""
         return self.until(
-            session_id,
-            lambda v: (v.checkpoint_epoch, v.checkpoint_number) > last,
-            "a newer checkpoint is durable",
+            session_id, lambda v: v.checkpoint_cells >= cell.count, "the cell is in a checkpoint"
         )
 
     def moved(self, before: SessionView, timeout_s: float = 150) -> SessionView:

@@ -111,6 +111,7 @@ class Checkpoints:
             bytes_moved=moved + len(content),
             files_seq=seq,
             imports=manifest.imports,
+            cells=manifest.cells,
             refused=capture.refused + _told(tree),
         )
 

@@ -18,6 +18,8 @@ class EngineManifest:
     content: bytes
     chunks: tuple[str, ...]
     imports: tuple[str, ...]
+    cells: int
+    """Cells that had run when it was captured."""
 
 
 class EngineFiles:
@@ -29,10 +31,15 @@ class EngineFiles:
     def manifest(self, path: str) -> EngineManifest:
         """Read a manifest; an empty path means a kernel without state. ``Never`` when it is damaged."""
         if not path:
-            return EngineManifest(b"", (), ())
+            return EngineManifest(b"", (), (), 0)
         content = Path(path).read_bytes()
         manifest = _load(content)
-        return EngineManifest(content, engine.chunk_digests(manifest), tuple(manifest.imports))
+        return EngineManifest(
+            content,
+            engine.chunk_digests(manifest),
+            tuple(manifest.imports),
+            max(0, manifest.execution_count - 1),
+        )
 
     def keep_manifest(self, content: bytes) -> str:
         """Write a restored manifest as the only one of the folder; its path ("" for no state)."""

@@ -93,6 +93,8 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_number: int
     checkpoint_epoch: int
     checkpoint_at_s: float | None
+    checkpoint_cells: int
+    """Cells whose effects the last durable checkpoint has."""
     phase: str
     moves: tuple[MoveView, ...]
     created_s: float

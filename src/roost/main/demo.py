@@ -130,9 +130,9 @@ class Demo:
             f"{recorded.what} ({recorded.licence}): its first loss came after {loss.gap_s:.0f} s; "
             "the wait is compressed, the notice is not"
         )
-        before = self.warm(session_id)
-        self.run_cell("first_mark = 41; notebook_state = {'cells_run': len(In) - 1}")
-        before = self.saved(session_id, before)
+        self.warm(session_id)
+        result = self.run_cell("first_mark = 41; notebook_state = {'cells_run': len(In) - 1}")
+        before = self.saved(session_id, result)
         self.client.interrupt_host(before.host_id, None, f"replayed from {RECORDING}")
         view = wait_moved(self.client, before)
         self.after(view, "first_mark + 1", "42")
@@ -140,21 +140,20 @@ class Demo:
     def killed(self, session_id: str) -> None:
         """The machine dies without notice."""
         self.step(5, "This machine dies without notice (SIGKILL)")
-        before = self.warm(session_id)
-        self.run_cell("second_mark = first_mark * 2")
-        before = self.saved(session_id, before)
+        self.warm(session_id)
+        result = self.run_cell("second_mark = first_mark * 2")
+        before = self.saved(session_id, result)
         self.client.kill_host(before.host_id)
         view = wait_moved(self.client, before)
         self.after(view, "first_mark, second_mark", "(41, 82)")
 
-    def saved(self, session_id: str, before: SessionView) -> SessionView:
+    def saved(self, session_id: str, cell: CellResult) -> SessionView:
         """Wait until what ran just now is durable off the host (a second or two, in the background)."""
         deadline_s = time.monotonic() + 30
-        last = (before.checkpoint_epoch, before.checkpoint_number)
         with progress("the checkpoint of this cell goes off the host"):
             while time.monotonic() < deadline_s:
                 view = self.client.notebook(session_id)
-                if (view.checkpoint_epoch, view.checkpoint_number) > last:
+                if view.checkpoint_cells >= cell.count:
                     return view
                 time.sleep(0.05)
         raise Retry("no checkpoint was made", hint=f"`roost story {session_id}`")

@@ -30,6 +30,8 @@ class CellResult:
     pictures: int = 0
     error: str = ""
     seconds: float = 0.0
+    count: int = 0
+    """The cell's execution count."""
     restarts: list[str] = field(default_factory=list)
     """Kernel states a page would show as a restart or a loss."""
 
@@ -145,6 +147,7 @@ class Page:
             return
         if kind == "execute_reply":
             result.status = content["status"]
+            result.count = content.get("execution_count") or 0
             waiting.discard("reply")
         elif kind == "status" and content["execution_state"] == "idle":
             waiting.discard("idle")

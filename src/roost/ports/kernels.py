@@ -75,6 +75,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     files_seq: int = 0
     """Highest browser change that the captured workspace contains."""
     imports: tuple[str, ...] = ()
+    cells: int = 0
+    """Cells (execution counts) whose effects it has."""
     refused: tuple[VariableReport, ...] = ()
 
 

@@ -73,6 +73,7 @@ class Views:
             checkpoint_number=checkpoint.number if checkpoint else 0,
             checkpoint_epoch=checkpoint.epoch if checkpoint else 0,
             checkpoint_at_s=checkpoint.at_s if checkpoint else None,
+            checkpoint_cells=checkpoint.cells if checkpoint else 0,
             phase=str(session.move.phase) if session.move else "",
             moves=tuple(move_view(m) for m in session.moves),
             created_s=session.created_s,
