@@ -163,7 +163,8 @@ class KeeperProcess:
 class BridgeProcess:
     """A bridge as a kernelspec starts it, and a client on its ports."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, *, own: bool = False) -> None:
+        self.own = own
         self.file = folder / "kernel.json"
         self.folder, self.url = folder, url
         sockets = [socket.socket() for _ in range(5)]
@@ -189,23 +190,13 @@ class BridgeProcess:
         self.start()
 
     def start(self) -> None:
-        env = {**os.environ, "ROOST_TOKEN": "secret", "ROOST_STATE_DIR": str(self.folder)}
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "roost.main.bridge",
-                "-f",
-                str(self.file),
-                "--session",
-                SESSION,
-                "--edge",
-                self.url,
-                "--verbose",
-            ],
-            env=env,
-            stderr=(self.folder / "bridge.log").open("ab"),
-        )
+        env = {**os.environ, "ROOST_STATE_DIR": str(self.folder), "ROOST_FOLDER": "off"}
+        argv = [sys.executable, "-m", "roost.main.bridge", "-f", str(self.file), "--verbose"]
+        if not self.own:
+            env["ROOST_TOKEN"] = "secret"
+            argv += ["--session", SESSION, "--edge", self.url]
+        with (self.folder / "bridge.log").open("ab") as log:
+            self.process = subprocess.Popen(argv, env=env, stderr=log)
         # A client without a manager takes a first heartbeat of over a second for a dead kernel.
         until(self._listens)
 
@@ -287,8 +278,8 @@ class World:
         self.keepers.append(keeper)
         return keeper
 
-    def bridge(self) -> BridgeProcess:
-        bridge = BridgeProcess(self.folder, self.splice.url)
+    def bridge(self, *, own: bool = False) -> BridgeProcess:
+        bridge = BridgeProcess(self.folder, self.splice.url, own=own)
         self.bridges.append(bridge)
         return bridge
 

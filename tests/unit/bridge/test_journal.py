@@ -75,11 +75,13 @@ def test_replay_sends_what_the_kernel_needs_and_hides_what_the_client_has(tmp_pa
     journal.answered("lost")
     journal.shown("lost")
     journal.shown("running")
-    steps = plan(journal.entries.values(), {"durable"}, {"held"}, moved=True)
+    steps = plan(journal.entries.values(), {"durable"}, {"held"})
     assert [(s.entry.msg_id, s.quiet, s.clear) for s in steps] == [
         ("lost", True, False),
         ("running", False, True),
         ("waiting", False, False),
     ]
-    same_place = plan(journal.entries.values(), {"durable"}, {"held"}, moved=False)
-    assert [s.entry.msg_id for s in same_place] == ["running", "waiting"]
+    journal.again("lost", 2)
+    journal = reopened(journal, tmp_path)
+    assert [journal.unseen("lost", epoch) for epoch in (1, 2, 3)] == [False, True, True]
+    assert not journal.unseen("running", 2)

@@ -109,3 +109,10 @@ def test_sigterm_ends_bridge_and_worker(world):
     assert bridge.process.wait(10) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_a_flood_of_displays_arrives_whole(world, tools):
+    _, _, client = world.session()
+    msg_id = client.execute("for i in range(8000): display(i)")
+    shown = [m for m in tools.follow(client, msg_id, 120) if m["msg_type"] == "display_data"]
+    assert [m["content"]["data"]["text/plain"] for m in shown] == [str(i) for i in range(8000)]

@@ -52,20 +52,26 @@ def test_a_planned_move_runs_queued_cells_once_and_in_order(world, tools):
         assert tools.reply_to(client, msg_id)["status"] == "ok"
     assert trace(b) == ["first", "slow", *(f"cell-{i}" for i in range(5))]
     assert not {"starting", "restarting"} & set(statuses)
+    last = client.execute("print(value)")
+    assert tools.text_of(tools.follow(client, last)) == "42\n"
+    assert tools.reply_to(client, last)["execution_count"] == 8
     assert bridge.worker() == worker
     with pytest.raises(StaleEpoch):
         a.call(a.client.fence(0))
 
 
-def test_a_death_without_notice_runs_again_what_was_lost_and_nothing_else(world, tools):
-    a, _, client = world.session()
+@pytest.mark.parametrize("worker_dies", [False, True])
+def test_a_death_without_notice_runs_again_what_was_lost_and_nothing_else(
+    world, tools, worker_dies
+):
+    a, bridge, client = world.session()
     b = world.keeper("b")
     kept = client.execute(note("kept"))
     assert tools.text_of(tools.follow(client, kept)) == "kept\n"
     tools.reply_to(client, kept)
     # answered, but newer than the last checkpoint: its effects die with the host
-    lost = client.execute(note("lost"))
-    assert tools.text_of(tools.follow(client, lost)) == "lost\n"
+    lost = client.execute(note("lost") + "; import time; time.sleep(0.5); print('late')")
+    assert tools.text_of(tools.follow(client, lost)) == "lost\nlate\n"
     tools.reply_to(client, lost)
     running = client.execute("print('part'); import time; time.sleep(1); " + note("whole"))
     queued = client.execute(note("queued"))
@@ -77,6 +83,9 @@ def test_a_death_without_notice_runs_again_what_was_lost_and_nothing_else(world,
     world.splice.cut()
     b.adopt(epoch=2, finished=(kept,))
     world.splice.target = b.socket
+    if worker_dies:
+        tools.until(lambda: b.status().state == "busy")
+        bridge.kill_worker()
 
     seen = []
     while True:

@@ -252,6 +252,35 @@ async def test_an_agent_that_was_away_gets_the_last_capture(keeper):
     assert [event.capture.number for event in ready] == [capture.number]
 
 
+async def test_a_capture_is_kept_while_the_agent_stores_it(keeper):
+    client = await keeper.client()
+    await client.adopt(keeper.order())
+    peer, _ = await Peer.attach(keeper.path)
+
+    async def cell(number):
+        """Run a cell; its background capture."""
+        before = len(keeper.events)
+        await peer.until_idle(peer.execute(f"x = {number}"))
+        async with asyncio.timeout(20):
+            while True:
+                for event in keeper.events[before:]:
+                    if isinstance(event, CaptureReady):
+                        return event.capture
+                await asyncio.sleep(0.02)
+
+    first = await cell(0)
+    for number in range(1, 5):
+        last = await cell(number)
+    assert last.number > first.number
+    assert Path(first.manifest_path).exists()
+    await client.durable(first.number)
+    for number in range(5, 9):
+        newest = await cell(number)
+    assert not Path(first.manifest_path).exists()
+    assert Path(last.manifest_path).exists()
+    await client.durable(newest.number)
+
+
 async def test_the_kernel_dies_with_its_keeper(keeper):
     client = await keeper.client()
     await client.adopt(keeper.order())

@@ -26,18 +26,41 @@ class Captures:
         """msg_ids whose effects are durable off the host."""
         self._pending: Fields | None = None
         self._base = 0
+        self._floor = 0
+        """The last number of the kernel before a restart."""
         self._answered = -1
         self._contents: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._held: int | None = None
 
     def adopted(self, finished: tuple[str, ...]) -> None:
         """The session began from a durable checkpoint with these."""
         self.durable = finished
 
     def restarted(self) -> None:
-        """A fresh kernel numbers from the start again; ours keep rising."""
-        self._base = self.last.number if self.last else 0
+        """A fresh kernel may number from the start again; ours keep rising."""
+        self._base = 0
+        self._floor = self.last.number if self.last else 0
         self._pending = None
         self._answered = -1
+        self._held = None
+
+    def hold(self) -> int | None:
+        """The engine's number of a capture it must not delete while the agent stores it, if it is new.
+
+        Without this a long upload would be overtaken again and again and nothing become durable.
+        """
+        if self.last is None or self._held is not None:
+            return None
+        self._held = self.last.number - self._base
+        return self._held
+
+    def release(self, number: int) -> int | None:
+        """The engine's number of the held capture, when ``number`` or an older one is durable now."""
+        held = self._held
+        if held is None or number - self._base < held:
+            return None
+        self._held = None
+        return held
 
     def announced(self, fields: Fields) -> None:
         """The engine says that it captured; see ``ready``."""
@@ -63,6 +86,8 @@ class Captures:
         """Join the engine's answer with spool and line as they are now."""
         number = int(fields.get("number", 0))
         self._answered = max(self._answered, number)
+        if self._base + number <= self._floor:
+            self._base = self._floor
         finished = line.contained(tuple(fields.get("finished", ())))
         begun = set(line.received()) - set(finished)
         begun.update((set(line.finished) | set(line.others)) - set(finished))

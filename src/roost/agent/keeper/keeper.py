@@ -11,12 +11,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from roost.agent.keeper.captures import Captures, reports
 from roost.agent.keeper.engine import Fields
-from roost.agent.keeper.life import Life
+from roost.agent.keeper.life import Life, reason_of
 from roost.agent.keeper.line import Line
 from roost.agent.keeper.outbox import Outbox
 from roost.agent.keeper.process import KernelConfig
@@ -210,6 +211,16 @@ class Keeper:
         capture = self._captures.ready(self._line, self._out.spool, self._out.epoch, force=force)
         if capture is not None:
             self._publish(CaptureReady(capture=capture))
+            self._hold_last()
+
+    def _hold_last(self) -> None:
+        number = self._captures.hold()
+        if number is not None:
+            self._life.spawn(self._tell_engine("hold", number))
+
+    async def _tell_engine(self, op: str, number: int) -> None:
+        with suppress(Retry):  # its kernel is gone, and what it held with it
+            await self._life.ask(op, number=number)
 
     # --- what the agent asks -----------------------------------------------------------------------
 
@@ -300,7 +311,7 @@ class Keeper:
                     if answer.get("ok", True):
                         return self._build_capture(answer, settled)
                     if answer.get("error") != "busy":
-                        raise Never(f"the capture failed: {answer.get('error')}")
+                        raise Never(f"the capture failed: {reason_of(answer)}")
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError as error:
             raise Retry(f"no capture within {budget_s:.1f} s: the kernel is busy") from error
@@ -316,6 +327,12 @@ class Keeper:
         news = self._captures.settle(number)
         if news:
             self._out.tell(Settled(msg_ids=news))
+        held = self._captures.release(number)
+        if held is not None:
+            self._life.spawn(self._tell_engine("release", held))
+            last = self._captures.last
+            if last is not None and last.number > number:
+                self._hold_last()
 
     async def _engine_adopt(self, order: Adopt) -> None:
         await self._life.demand(

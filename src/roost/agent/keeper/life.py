@@ -27,6 +27,11 @@ CANNOT_RUN = 127
 log = logging.getLogger("roost.keeper")
 
 
+def reason_of(answer: Fields) -> str:
+    """Why the engine refused, in its words."""
+    return str(answer.get("message") or answer.get("error") or "no reason given")
+
+
 class LifeHooks(Protocol):
     """What the owner of a kernel is told."""
 
@@ -133,7 +138,7 @@ class Life:
         """Ask the engine; a refusal becomes ``Never`` with its words."""
         answer = await self.ask(op, **fields)
         if not answer.get("ok", True):
-            raise Never(f"the kernel refused to {op}: {answer.get('error', 'no reason given')}")
+            raise Never(f"the kernel refused to {op}: {reason_of(answer)}")
         return answer
 
     def proven(self) -> None:

@@ -32,6 +32,13 @@ class Entry(msgspec.Struct, tag=True):
     answered: bool = False
     shown: bool = False
     """Some output of it reached the client."""
+    again: int = 0
+    """Answered, and run again unseen from this epoch on, because its effects were lost."""
+
+
+class Again(msgspec.Struct, frozen=True, tag=True):
+    msg_id: str
+    epoch: int
 
 
 class Answered(msgspec.Struct, frozen=True, tag=True):
@@ -51,7 +58,7 @@ class Served(msgspec.Struct, frozen=True, tag=True):
     seq: int
 
 
-Record = Entry | Answered | Shown | Forgotten | Served
+Record = Entry | Again | Answered | Shown | Forgotten | Served
 
 
 class Journal:
@@ -100,6 +107,17 @@ class Journal:
             self._apply(record)
             self._write(record)
 
+    def again(self, msg_id: str, epoch: int) -> None:
+        """An answered cell runs again at ``epoch``: the client has its outputs already."""
+        record = Again(msg_id, epoch)
+        self._apply(record)
+        self._write(record)
+
+    def unseen(self, msg_id: str, epoch: int) -> bool:
+        """Whether an output at ``epoch`` is of such a run."""
+        entry = self.entries.get(msg_id)
+        return entry is not None and 0 < entry.again <= epoch
+
     def settled(self, msg_ids: tuple[str, ...]) -> None:
         """The effects of these are durable: forget those that are answered."""
         done = tuple(m for m in msg_ids if m in self.entries and self.entries[m].answered)
@@ -132,6 +150,8 @@ class Journal:
         match record:
             case Entry():
                 self.entries[record.msg_id] = record
+            case Again() if record.msg_id in self.entries:
+                self.entries[record.msg_id].again = record.epoch
             case Answered() if record.msg_id in self.entries:
                 self.entries[record.msg_id].answered = True
             case Shown() if record.msg_id in self.entries:

@@ -22,16 +22,11 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 def plan(
-    entries: Iterable[Entry], finished: Container[str], received: Container[str], *, moved: bool
+    entries: Iterable[Entry], finished: Container[str], received: Container[str]
 ) -> list[Replay]:
-    """In order, the requests a kernel that has ``finished`` and ``received`` still needs.
-
-    Only a kernel at a new epoch (``moved``) can lack the effects of an answered cell.
-    """
+    """In order, the requests a kernel that has ``finished`` and ``received`` still needs."""
     return [
         Replay(entry=entry, quiet=entry.answered, clear=entry.shown and not entry.answered)
         for entry in entries
-        if entry.msg_id not in finished
-        and entry.msg_id not in received
-        and (moved or not entry.answered)
+        if entry.msg_id not in finished and entry.msg_id not in received
     ]

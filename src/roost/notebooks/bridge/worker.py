@@ -122,7 +122,6 @@ class Worker:
         self._signer = Signer(place.key)
         self._link: _Link | None = None
         self._cursor: Position = journal.served
-        self._quiet: set[str] = set()
         self._effects: deque[tuple[Position, Callable[[], None]]] = deque()
         self._interrupt_wanted = False
         self._ack_due = False
@@ -330,12 +329,10 @@ class Worker:
 
     def _replay(self, attached: Attached) -> None:
         finished, received = set(attached.finished), set(attached.received)
-        moved = attached.epoch > self._cursor[0]
-        entries = list(self._journal.entries.values())
-        for replay in plan(entries, finished, received, moved=moved):
+        for replay in plan(list(self._journal.entries.values()), finished, received):
             entry = replay.entry
             if replay.quiet:
-                self._quiet.add(entry.msg_id)
+                self._journal.again(entry.msg_id, attached.epoch)
             if replay.clear:
                 clear = self._signer.build(
                     "clear_output", {"wait": False}, parent=read(entry.frames)
@@ -384,7 +381,7 @@ class Worker:
         except BadMessage:
             return
         parent = message.parent.msg_id
-        if output.channel != "stdin" and parent in self._quiet:
+        if output.channel != "stdin" and self._journal.unseen(parent, output.epoch):
             # Numbered all the same: the client is served up to here.
             self._say(Deliver(channel="", frames=(), epoch=position[0], seq=position[1]))
             return
