@@ -195,6 +195,9 @@ def serve(setup: Setup, make_workspace: Callable[[], Workspace]) -> None:
     with suppress(FileNotFoundError):
         setup.socket.unlink()  # of a server that was killed; a running one holds the directory's lock
     app = RoostServerApp.instance(config=config(setup), setup=setup, workspace=make_workspace())
-    app.initialize(argv=[], find_extensions=False, starter_extension="lab")
+    app.initialize(argv=[], find_extensions=False, starter_extension="lab", new_httpserver=False)
+    # No request before the kernel is in its place: a page asking for its sessions would have them
+    # forgotten, because their kernel is not known.
     app.io_loop.run_sync(app.begin)
+    app.init_httpserver()
     app.start()
