@@ -292,6 +292,11 @@ class NotebookController:
             return 0.0
         except Retry as error:
             return error.after_s
+        except (Gone, StaleEpoch) as error:
+            # That epoch is over on its host: the kernel died before it was routed, or was called off.
+            reason = f"epoch {session.epoch} cannot start on {start.host_id}: {error.message}"
+            await self._save(stored, machine.again(session), "StartsAgain", reason)
+            return WATCH_S
         except Never as error:
             await self._tell(session, f"the kernel does not start: {error}")
             return HOPELESS_S

@@ -125,6 +125,11 @@ def aim(session: Session, host_id: str) -> Session:
     return msgspec.structs.replace(session, move=move, epoch=session.epoch + (1 if again else 0))
 
 
+def again(session: Session) -> Session:
+    """The start at this epoch came to nothing for good: try at the next one."""
+    return msgspec.structs.replace(session, epoch=session.epoch + 1)
+
+
 def noted(session: Session, checkpoint: Checkpoint) -> Session:
     """A capture is durable: remember it unless a newer one is known."""
     known = session.checkpoint

@@ -88,7 +88,8 @@ class _Drawer:
     drawn: dict[str, float] = field(default_factory=dict)
 
     def draw(self, name: str, low: float, high: float) -> None:
-        wanted, value = self.rng.random() < self.on, self.rng.uniform(low, high)
+        # Log-uniform: strong and weak days are as likely as middling ones.
+        wanted, value = self.rng.random() < self.on, low * (high / low) ** self.rng.random()
         if wanted:
             self.drawn[name] = value
 
@@ -96,21 +97,21 @@ class _Drawer:
 def draw_swarm(rng: random.Random) -> Swarm:
     """The faults of a seed."""
     drawer = _Drawer(rng)
-    drawer.draw("fail", 0.005, 0.15)
-    drawer.draw("lose_reply", 0.005, 0.15)
-    drawer.draw("repeat", 0.005, 0.1)
-    drawer.draw("delay_s", 0.05, 4.0)
-    drawer.draw("refuse", 0.05, 0.6)
-    drawer.draw("store_fail", 0.0005, 0.01)
-    drawer.draw("capture_fail", 0.01, 0.3)
-    drawer.draw("notice_mean_s", 300.0, 3_600.0)
-    drawer.draw("rebalance_mean_s", 600.0, 3_600.0)
-    drawer.draw("death_mean_s", 400.0, 5_000.0)
-    drawer.draw("kernel_death_mean_s", 300.0, 5_000.0)
-    drawer.draw("cut_mean_s", 60.0, 1_200.0)
+    drawer.draw("fail", 0.005, 0.3)
+    drawer.draw("lose_reply", 0.005, 0.3)
+    drawer.draw("repeat", 0.005, 0.2)
+    drawer.draw("delay_s", 0.05, 8.0)
+    drawer.draw("refuse", 0.05, 0.7)
+    drawer.draw("store_fail", 0.0005, 0.03)
+    drawer.draw("capture_fail", 0.01, 0.7)
+    drawer.draw("notice_mean_s", 60.0, 3_600.0)
+    drawer.draw("rebalance_mean_s", 120.0, 3_600.0)
+    drawer.draw("death_mean_s", 90.0, 5_000.0)
+    drawer.draw("kernel_death_mean_s", 60.0, 5_000.0)
+    drawer.draw("cut_mean_s", 30.0, 1_200.0)
     drawer.draw("cut_s", 1.0, 60.0)
-    drawer.draw("crash_mean_calls", 200.0, 8_000.0)
-    drawer.draw("edge_away_mean_s", 120.0, 1_200.0)
-    drawer.draw("asked_mean_s", 300.0, 3_600.0)
-    drawer.draw("slow_boot", 0.02, 0.2)
+    drawer.draw("crash_mean_calls", 30.0, 8_000.0)
+    drawer.draw("edge_away_mean_s", 30.0, 1_200.0)
+    drawer.draw("asked_mean_s", 40.0, 3_600.0)
+    drawer.draw("slow_boot", 0.02, 0.3)
     return replace(CALM, **drawer.drawn)

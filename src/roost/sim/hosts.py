@@ -77,12 +77,17 @@ class SimHost(Machinery):
         check_epoch(session_id, self._epochs.get(session_id, 0), order.epoch)
         check_epoch(session_id, self._fenced.get(session_id, -1) + 1, order.epoch)
         kernel = self.kernels.get(session_id)
-        if kernel is None or kernel.epoch < order.epoch or not kernel.alive:
+        if kernel is not None and kernel.alive and kernel.epoch == order.epoch - 1 and kernel.up:
+            # The move was called off: what is in its memory is newer than any checkpoint.
+            self._epochs[session_id] = order.epoch
+            kernel.renew(order.epoch)
+            self._hub.started(kernel)
+        elif kernel is None or kernel.epoch < order.epoch:
             if kernel is not None:
-                if kernel.epoch == order.epoch:
-                    raise Gone(f"the kernel of {session_id} at epoch {order.epoch} died")
                 kernel.end()
             kernel = self._begin(order)
+        elif not kernel.alive:
+            raise Gone(f"the kernel of {session_id} at epoch {order.epoch} has ended")
         await kernel.ready.wait()
         if kernel.up is None or self.kernels[session_id] is not kernel:
             raise StaleEpoch(f"epoch {order.epoch} of {session_id} was overtaken")

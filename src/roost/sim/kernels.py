@@ -69,6 +69,17 @@ class SimKernel:
         self.ready.set()
         self._world.spawn(self._die(), "kernel death")
 
+    def renew(self, epoch: int) -> None:
+        """It goes on at the next epoch, as it is."""
+        self.epoch = epoch
+        self.fenced = False
+        self.restored = len(self.cells)
+        self.checkpoint = None
+        self._number = 0
+        self.up = KernelUp(
+            session_id=self.session_id, epoch=epoch, task_id=self.report().task_id, warm=True
+        )
+
     def end(self) -> None:
         """Its process is gone."""
         self.ended = True

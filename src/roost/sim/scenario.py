@@ -170,7 +170,10 @@ class Scenario:
         standby = rng.random() < 0.8
         spread = rng.choice(list(Spread))
         stops = rng.random() < 0.25
-        stop_after_s = rng.uniform(0.1, 0.9) * self.hours * 3600
+        # Some change their mind at once, while nothing is up yet.
+        stop_after_s = rng.choice(
+            (rng.uniform(0.0, 60.0), rng.uniform(0.1, 0.9) * self.hours * 3600)
+        )
         await asyncio.sleep(rng.uniform(0.0, 60.0))
         name = f"notebook-{number}"
         session_id = await self._start(name, spread, standby)
