@@ -18,6 +18,10 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
+SOURCE = Path(__file__).parents[3] / "src"
+PYTHONS = (sys.executable, *filter(None, os.environ.get("ROOST_TEST_PYTHONS", "").split(":")))
+"""Every test of kernels runs once per interpreter: ours, and those named (they need ipykernel, cloudpickle,
+blake3, numpy, pandas and scikit-learn)."""
 START_S = 60.0
 CELL_S = 60.0
 
@@ -106,7 +110,13 @@ class Kernel:
         self.process = subprocess.Popen(
             [*argv, "--engine", str(self.engine_path), *args],
             cwd=work,
-            env={**os.environ, "PYTHONHASHSEED": "0", "IPYTHONDIR": str(folder / "ipython"), **env},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": "0",
+                "PYTHONPATH": str(SOURCE),
+                "IPYTHONDIR": str(folder / "ipython"),
+                **env,
+            },
             stdout=self.log,
             stderr=self.log,
         )
@@ -180,23 +190,22 @@ class Kernel:
 class Bench:
     """Starts kernels, and moves a session from one to another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder = folder
+        self.python = python
         self.work = folder / "w"
         self.captures = folder / "c"
         self.work.mkdir()
         self.kernels: list[Kernel] = []
 
-    def kernel(
-        self, python: str = sys.executable, env: dict[str, str] | None = None, *args: str
-    ) -> Kernel:
-        made = Kernel(self.folder, python, self.folder, env or {}, args)
+    def kernel(self, *args: str, **env: str) -> Kernel:
+        made = Kernel(self.folder, self.python, self.folder, env, args)
         self.kernels.append(made)
         return made
 
-    def session(self, python: str = sys.executable, **env: str) -> Kernel:
+    def session(self, **env: str) -> Kernel:
         """A kernel that has adopted the session."""
-        made = self.kernel(python, env)
+        made = self.kernel(**env)
         self.adopt(made)
         return made
 
@@ -207,11 +216,11 @@ class Bench:
     def restore(self, kernel: Kernel, manifest: str) -> dict[str, Any]:
         return kernel.door.demand("restore", dir=str(self.captures), manifest=manifest)
 
-    def move(self, kernel: Kernel, python: str = sys.executable) -> tuple[Kernel, dict[str, Any]]:
+    def move(self, kernel: Kernel) -> tuple[Kernel, dict[str, Any]]:
         """Capture, kill, restore into a new kernel."""
         done = kernel.door.demand("capture", budget_s=60)
         kernel.kill()
-        target = self.session(python)
+        target = self.session()
         report = self.restore(target, done["manifest"])
         return target, {"capture": done, "restore": report, **_outcomes(report)}
 
@@ -229,8 +238,8 @@ def _outcomes(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench(Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp")))
+@pytest.fixture(params=PYTHONS, ids=lambda python: "" if python == sys.executable else python)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp")), request.param)
     yield made
     made.close()

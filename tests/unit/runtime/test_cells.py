@@ -24,7 +24,7 @@ VALUES = Values(
         ("from m import *", None),
         ("exec('x = 1')", None),
         ("get_ipython().run_line_magic('run', 'a.py')", None),
-        ("not python", None),
+        ("is this python?", None),
     ],
 )
 def test_names(code: str, names: set[str] | None) -> None:

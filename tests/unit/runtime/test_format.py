@@ -74,7 +74,7 @@ def test_no_manifest(content: bytes) -> None:
 
 
 def test_a_newer_format_is_named() -> None:
-    with pytest.raises(FormatError, match="format 2.*newer version"):
+    with pytest.raises(FormatError, match=r"format 2.*newer version"):
         loads(json.dumps({**json.loads(dumps(FULL)), "format": 2}).encode())
 
 

@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 import sys
+import time
 import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
@@ -27,6 +28,8 @@ SMALL_ATOM_BYTES = 1024
 """Numbers and strings up to this size share one pickle."""
 INLINE_BYTES = 4 << 20
 """Buffers up to this size together are copied at once, so that the next cell never waits for them."""
+BATCH_S = 0.005
+"""Small groups are pickled together for so long before the main thread may do something else."""
 UNDERSCORES = ("_", "__", "___")
 _HISTORY = re.compile(r"_i+|_i\d+|_ih|_oh|_dh|In|Out")
 _NUMBERED = re.compile(r"_(\d+)")
@@ -120,14 +123,20 @@ class Collector:
         for record in self.records.values():
             if all(name in names.rest and name not in reaches for name in record.names):
                 made.kept.append(record)
+        around = self._around()
         if names.atoms:
-            self._store(tuple(sorted(names.atoms)), names.atoms, {}, made)
-        for members in group(reaches):
-            self._store(members, names.rest, reaches, made)
+            with quiet():
+                self._store(tuple(sorted(names.atoms)), names.atoms, {}, made, around)
+        groups = group(reaches)
+        while groups:
+            until = time.perf_counter() + BATCH_S
+            with quiet():
+                while groups and time.perf_counter() < until:
+                    self._store(groups.pop(), names.rest, reaches, made, around)
             yield
         self._ids = {name: id(value) for name, value in names.rest.items()}
         self._explain(made, names, log)
-        self._process(made)
+        self._process(made, around)
         made.imports = process.imports(self._base)
         made.log = cells.blocks(log)
         return made
@@ -229,6 +238,7 @@ class Collector:
         values: dict[str, Any],
         reaches: dict[str, Reach],
         made: Snapshot,
+        around: Surroundings,
     ) -> None:
         """Pickle a group; when it fails, only the names at fault are left out."""
         faults: dict[str, BaseException] = {}
@@ -236,13 +246,13 @@ class Collector:
             if name in reaches and reaches[name].namespace:
                 faults[name] = Refusal("the namespace dictionary", "keep its values instead")
             elif self._bad.get(name) == id(values[name]):
-                self._try([name], values, faults)
+                self._try([name], values, faults, around)
         good = [name for name in names if name not in faults]
-        done = self._try(good, values, faults)
+        done = self._try(good, values, faults, around)
         if done is None and len(good) > 1:
             for name in good:
-                self._try([name], values, faults)
-            done = self._try([n for n in good if n not in faults], values, faults)
+                self._try([name], values, faults, around)
+            done = self._try([n for n in good if n not in faults], values, faults, around)
         if done is not None:
             made.fresh.append(done)
         for name in names:
@@ -252,13 +262,16 @@ class Collector:
                 made.refused.append(Entry(name, REFUSED, *advice_for(faults[name])))
 
     def _try(
-        self, names: list[str], values: dict[str, Any], faults: dict[str, BaseException]
+        self,
+        names: list[str],
+        values: dict[str, Any],
+        faults: dict[str, BaseException],
+        around: Surroundings,
     ) -> Fresh | None:
         if not names:
             return None
         try:
-            with quiet():
-                done = dump([values[name] for name in names], self._around())
+            done = dump([values[name] for name in names], around)
         except BaseException as error:  # the user's own __reduce__ may raise anything
             if len(names) == 1:
                 faults[names[0]] = error
@@ -316,12 +329,12 @@ class Collector:
 
     # --- the process -----------------------------------------------------------------------------
 
-    def _process(self, made: Snapshot) -> None:
+    def _process(self, made: Snapshot, around: Surroundings) -> None:
         for name, (get, _set) in {**process.BEFORE, **process.AFTER}.items():
             try:
                 value = get(self._base, self._shell)
                 if value is not None:
-                    made.state[name] = dump(value, self._around(), in_band=True).content
+                    made.state[name] = dump(value, around, in_band=True).content
             except Exception as error:  # one piece never costs the others
                 made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(error)))
 

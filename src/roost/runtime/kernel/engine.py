@@ -351,7 +351,7 @@ class Engine:
             and (self.loop.time() - self._first > LATEST_S / 2)
         )
         in_a_row = late and time.monotonic() - self._captured < SHARE * cost
-        if (cost < DEAR_S and not in_a_row and self._touched != set()) or self._waiting:
+        if (self._fresh and cost < DEAR_S and not in_a_row) or self._waiting:
             self._begin(self._touched)
 
     def _idle(self) -> None:

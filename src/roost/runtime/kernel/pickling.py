@@ -68,6 +68,15 @@ class Surroundings:
     shell: Any
     streams: dict[int, str]
     """Ids of the kernel's output streams -> their names in ``sys``."""
+    table: dict[type, Any] = field(default_factory=dict)
+    """Reducers of ``copyreg`` and cloudpickle as they are now."""
+    bases: dict[int, Handler] = field(default_factory=dict)
+    """Handlers by the id of a base class."""
+
+    def __post_init__(self) -> None:
+        # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
+        self.table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
+        self.bases = {id(kind): handler for kind, handler in bases().items()}
 
 
 class _Memory:
@@ -86,8 +95,7 @@ class GroupPickler(cloudpickle.Pickler):
     """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
 
     def __init__(self, file: io.BytesIO, around: Surroundings, in_band_bytes: int) -> None:
-        # The C pickler looks the table up once, here, and a plain dict is much faster than a ChainMap.
-        self.dispatch_table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
+        self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
         super().__init__(file, protocol=5, buffer_callback=self._keep)
         self.around = around
         self._in_band_bytes = in_band_bytes
@@ -96,7 +104,6 @@ class GroupPickler(cloudpickle.Pickler):
         self.buffers: list[memoryview] = []
         self.alive: list[Any] = []
         self._memories: dict[tuple[int, int], _Memory] = {}
-        self._bases = {id(kind): handler for kind, handler in bases().items()}
         self._kinds: dict[int, tuple[type, Handler | None]] = {}
         self._numpy: Any = sys.modules.get("numpy")
 
@@ -151,7 +158,7 @@ class GroupPickler(cloudpickle.Pickler):
         if kind is type(self.around.shell):
             return reduce_shell
         for base in mro:
-            if (handler := self._bases.get(id(base))) is not None:
+            if (handler := self.around.bases.get(id(base))) is not None:
                 return handler
         if self._numpy is not None and any(base is self._numpy.memmap for base in mro):
             return reduce_memmap
