@@ -125,8 +125,12 @@ class KeeperProcess:
                 str(self.log),
             ],
         )
+
+    def connect(self) -> None:
+        """Wait until it listens."""
         until(self.socket.exists)
-        self.client: KeeperClient = self.call(KeeperClient.connect(self.socket, self.events.append))
+        connecting = KeeperClient.connect(self.socket, self.events.append)
+        self.client: KeeperClient = self.call(connecting)
 
     def call(self, work: Any, timeout_s: float = 60) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
@@ -197,8 +201,6 @@ class BridgeProcess:
             argv += ["--session", SESSION, "--edge", self.url]
         with (self.folder / "bridge.log").open("ab") as log:
             self.process = subprocess.Popen(argv, env=env, stderr=log)
-        # A client without a manager takes a first heartbeat of over a second for a dead kernel.
-        until(self._listens)
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -218,6 +220,8 @@ class BridgeProcess:
         os.kill(self.worker(), signal.SIGKILL)
 
     def connect(self, *, wait: bool = True) -> BlockingKernelClient:
+        # A client without a manager takes a first heartbeat of over a second for a dead kernel.
+        until(self._listens)
         client = BlockingKernelClient()
         client.load_connection_file(str(self.file))
         client.start_channels()
@@ -276,6 +280,7 @@ class World:
     def keeper(self, task: str = "a") -> KeeperProcess:
         keeper = KeeperProcess(self.folder, task, self.splice.loop)
         self.keepers.append(keeper)
+        keeper.connect()
         return keeper
 
     def bridge(self, *, own: bool = False) -> BridgeProcess:

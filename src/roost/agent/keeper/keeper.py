@@ -54,11 +54,11 @@ from roost.ports.wire import (
     ToKeeper,
 )
 
-REPLY_GRACE_S = 1.0
+REPLY_GRACE_S = 3.0
 """A reply comes on another socket than the idle status; not every odd request has one."""
 CAPTURE_GRACE_S = 2.0
-INTERRUPT_DELAY_S = 0.03
-"""ipykernel takes interrupts only a moment after it said that it is busy."""
+INTERRUPT_DELAY_S = 0.05
+"""An interrupt is lost in ipykernel until a moment after it announced the cell."""
 BUSY_PAUSE_S = 0.02
 
 log = logging.getLogger("roost.keeper")
@@ -467,7 +467,7 @@ class Keeper:
 
     def _interrupt(self) -> None:
         hand = self._line.in_hand
-        if hand is not None and not hand.busy:
+        if hand is not None and not hand.begun:
             self._interrupt_wanted = True
         else:
             self._life.signal(signal.SIGINT)
@@ -511,6 +511,7 @@ class Keeper:
         if kind == "execute_input":
             self._execution_count = _count.decode(message.content).execution_count
             self._life.proven()
+            self._begun(message.parent.msg_id)
         elif state:
             self._on_state(message.parent.msg_id, state)
 
@@ -519,17 +520,27 @@ class Keeper:
         hand = self._line.in_hand
         if self._line.status(parent_id, state):
             self._after_settling()
-        elif state == "busy" and self._interrupt_wanted:
-            self._interrupt_wanted = False
-            loop.call_later(INTERRUPT_DELAY_S, self._interrupt)
+        elif state == "busy" and hand is not None and hand.begun:
+            self._begun(parent_id)
         elif state == "idle" and hand is not None and hand.idle:
             loop.call_later(REPLY_GRACE_S, self._give_up_reply, parent_id)
         elif state == "idle":
             self._offer_capture()
 
+    def _begun(self, parent_id: str) -> None:
+        """The kernel has announced a cell; an interrupt that came before that is due."""
+        if self._line.begin(parent_id) and self._interrupt_wanted:
+            self._interrupt_wanted = False
+            asyncio.get_running_loop().call_later(INTERRUPT_DELAY_S, self._interrupt)
+
     def _give_up_reply(self, msg_id: str) -> None:
-        if self._line.give_up_reply(msg_id):
-            self._after_settling()
+        hand = self._line.in_hand
+        if hand is None or not self._line.give_up_reply(msg_id):
+            return
+        if hand.message.header.msg_type == "execute_request":
+            # An interrupt just before a cell begins: ipykernel ends it without a word.
+            self._out.died(hand.message, "the kernel ended this request without a reply")
+        self._after_settling()
 
     def _after_settling(self) -> None:
         self._settled.set()

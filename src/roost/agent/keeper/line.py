@@ -33,9 +33,16 @@ class InHand:
     """The request the kernel works on."""
 
     message: Message
-    busy: bool = False
+    begun: bool = False
+    """The kernel has announced it (for what it does not announce: it is busy with it)."""
     idle: bool = False
     replied: bool = False
+
+    @property
+    def announced(self) -> bool:
+        """Whether the kernel will send an ``execute_input`` for it."""
+        is_execute = self.message.header.msg_type == "execute_request"
+        return is_execute and not self.message.options().silent
 
     @property
     def settled(self) -> bool:
@@ -99,11 +106,19 @@ class Line:
             self.in_hand = InHand(waiting.message)
         return waiting
 
+    def begin(self, parent_id: str) -> bool:
+        """The kernel announced the cell in hand."""
+        hand = self.in_hand
+        if hand is None or hand.message.header.msg_id != parent_id:
+            return False
+        hand.begun = True
+        return True
+
     def status(self, parent_id: str, state: str) -> bool:
         """A status message was seen; True: the request in hand is settled now."""
         hand = self.in_hand
         if hand is not None and hand.message.header.msg_id == parent_id:
-            hand.busy = hand.busy or state == "busy"
+            hand.begun = hand.begun or (state == "busy" and not hand.announced)
             hand.idle = hand.idle or state == "idle"
             return self._settle()
         if state == "idle" and parent_id in self.beside:

@@ -54,7 +54,7 @@ class Outbox:
         self.reply("shell", request, {"status": "aborted"})
 
     def died(self, request: Message, why: str) -> None:
-        """Answer the request at which the kernel died."""
+        """Answer a request that the kernel will never answer."""
         error = {"ename": "KernelDied", "evalue": why, "traceback": [f"KernelDied: {why}"]}
         if request.header.msg_type == "execute_request":
             self._emit("iopub", self.signer.build("error", error, parent=request))

@@ -6,6 +6,7 @@ A frame that does not decode closes its connection and harms nothing else.
 import asyncio
 import logging
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,14 +63,7 @@ class KeeperServer:
 
     async def run(self) -> None:
         """Serve until ``stop`` or a ``StopKeeper``."""
-        self.path.unlink(missing_ok=True)
-        former = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(
-                self._serve, path=str(self.path), limit=1 << 20
-            )
-        finally:
-            os.umask(former)
+        server = await asyncio.start_unix_server(self._serve, sock=self._listen(), limit=1 << 20)
         self._keeper.start()
         try:
             await self._stopping.wait()
@@ -80,6 +74,20 @@ class KeeperServer:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(task), 1.0)
             self.path.unlink(missing_ok=True)
+
+    def _listen(self) -> socket.socket:
+        """The socket appears under its name when it listens: who sees it can connect."""
+        fresh = self.path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        former = os.umask(0o177)
+        try:
+            listening.bind(str(fresh))
+        finally:
+            os.umask(former)
+        listening.listen(16)
+        fresh.replace(self.path)
+        return listening
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
