@@ -100,5 +100,7 @@ def test_same_page_after_the_machine_is_gone(page: Page, cluster: Cluster, tmp_p
     page.locator("text=/Python 3 .Roost. . Idle/").wait_for(timeout=LONG_MS)
     type_cell(page, "print(x + 2)")
     expect_output(page, "43")
+    for name in (file.name, "Untitled.ipynb"):
+        page.locator(".jp-DirListing-item", has_text=name).wait_for(timeout=LONG_MS)
     if folder := os.environ.get("ROOST_SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / "jupyterlab.png"))
