@@ -81,7 +81,7 @@ def test_control_killed_in_mid_cell(cluster: Cluster, session: SessionView, page
     running = Running(page)
     old = cluster.kill9("control")
     whole(running.finish())
-    eventually(lambda: cluster.pid("control") != old, "control runs again")
+    cluster.restarted("control", old)
     assert cluster.client.notebook(session.id).state == "running"
 
 
@@ -110,7 +110,7 @@ def test_server_killed_keeps_kernel_and_ids(cluster: Cluster, session: SessionVi
     first = page.connect("test.ipynb")
     page.run("before_the_kill = 1")
     old = cluster.kill9(f"server-{session.id}")
-    eventually(lambda: cluster.pid(f"server-{session.id}") != old, "the server runs again")
+    cluster.restarted(f"server-{session.id}", old)
     again = cluster.page(session)
     assert again.connect("test.ipynb") == first, "the same kernel id"
     assert again.run("before_the_kill, kept").text.strip() == "(1, 'yes')"
@@ -123,7 +123,7 @@ def test_supervisor_killed_is_replaced_and_adopts(cluster: Cluster, session: Ses
     assert (cluster.pid("control"), cluster.pid("edge-0")) == (control, edge), "adopted"
     assert cluster.pid("supervisor")
     old = cluster.kill9("control")
-    eventually(lambda: cluster.pid("control") != old, "the new supervisor restarts control")
+    cluster.restarted("control", old)
     assert cluster.page(session).run("kept").text.strip() == "'yes'"
 
 
@@ -170,7 +170,7 @@ def test_control_killed_in_the_middle_of_a_move(cluster: Cluster) -> None:
     cluster.client.interrupt_host(before.host_id, 60, "test")
     for _ in range(3):
         old = cluster.kill9("control")
-        eventually(lambda old=old: cluster.pid("control") != old, "control runs again")
+        cluster.restarted("control", old)
         time.sleep(0.4)
     moved = cluster.moved(before)
     assert page.run("len(big), alias is big").text.strip() == "(1000, True)"

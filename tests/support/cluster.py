@@ -17,6 +17,7 @@ from roost.client.model import HostView, SessionView, StartNotebook
 from roost.main.local import LocalInstallation
 from roost.main.page import CellResult, Page
 from roost.main.processes import ProcessFile, marked
+from roost.ports.errors import Retry
 
 T = TypeVar("T")
 ASK = StartNotebook(vcpus=2, memory_gib=4, near="Seoul", image="minimal", spread="provider")
@@ -94,7 +95,10 @@ class Cluster:
         """The session's view once it is ``good``."""
 
         def look() -> SessionView | None:
-            view = self.client.notebook(session_id)
+            try:
+                view = self.client.notebook(session_id)
+            except Retry:  # control is being restarted
+                return None
             return view if good(view) else None
 
         return eventually(look, what, timeout_s)
@@ -152,6 +156,15 @@ class Cluster:
         assert pid is not None, f"{name} does not run"
         return pid
 
+    def restarted(self, name: str, old: int) -> int:
+        """The pid of the process that replaced ``old``."""
+
+        def look() -> int | None:
+            pid = ProcessFile(self.state.run, name).pid()
+            return pid if pid != old else None
+
+        return eventually(look, f"{name} runs again")
+
     def kill9(self, name: str) -> int:
         """SIGKILL a process of the control plane's machine; returns its pid."""
         pid = self.pid(name)
@@ -170,7 +183,7 @@ class Cluster:
             except OSError:
                 continue
             wanted = [f"{k}={v}".encode() for k, v in environment.items()]
-            if module.encode() in argv and all(w in variables for w in wanted):
+            if argv[2:3] == [module.encode()] and all(w in variables for w in wanted):
                 joined = b" ".join(argv) + b" " + b" ".join(variables)
                 if str(self.state.root).encode() in joined:
                     found.append(int(entry.name))

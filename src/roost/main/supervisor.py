@@ -2,8 +2,8 @@
 
 What should run is files: ``run/desired/<name>.json`` for what control wants, plus its own fixed list.
 It may be killed at any moment: its children run on, and the next one adopts them by pid and start
-time. Sockets are bound with SO_REUSEPORT and put to listening by the child, so that a supervisor that
-adopts can bind the same ports while its children still serve on the old sockets.
+time. Sockets are bound with SO_REUSEPORT and listen only once their child is started, so that a
+supervisor that adopts can bind the same ports while its children still serve on the old sockets.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from roost.ports.errors import Invalid
 
 TICK_S = 0.1
 STOP_GRACE_S = 5.0
+BACKLOG = 512
 FAST_DEATH_S = 2.0
 LONGEST_PAUSE_S = 5.0
 
@@ -95,7 +96,12 @@ class Supervisor:
         last = self.state.endpoints()
         host, local = self.settings.host, "127.0.0.1"
         shared = self._adopts()
-        port = self._port(last, "public_url") if self.settings.port == 0 else self.settings.port
+        # Children that still serve keep their address, whatever is asked for now.
+        port = (
+            self._port(last, "public_url")
+            if shared or not self.settings.port
+            else self.settings.port
+        )
         publics = [bind(host, port, "the public address", shared=shared)]
         port = publics[0].getsockname()[1]
         publics += [
@@ -173,6 +179,9 @@ class Supervisor:
             child.pause_s = min(LONGEST_PAUSE_S, max(TICK_S, child.pause_s * 2))
         else:
             child.pause_s = 0.0
+        for sock in child.sockets:
+            # Before the child is ready its callers wait in the backlog instead of being refused.
+            sock.listen(BACKLOG)
         fds = [s.fileno() for s in child.sockets]
         log = self.state.logs / f"{child.name}.log"
         child.process = spawn(child.argv, log=log, env={**self.env, **child.env}, pass_fds=fds)
