@@ -197,21 +197,23 @@ class FleetController:
         if stored.value.state is InstanceState.PLANNED:
             lines.append(self._line(instance.id, "Requested", instance.offer.key))
         await self._store.commit(rows, lines)
-        order = Order(
-            token=instance.launch_token,
-            host_id=instance.id,
-            offer=instance.offer,
-            image=instance.image,
-            join_token=token,
-            link_address=self._link_address,
-        )
         try:
-            await self._providers[instance.offer.provider].launch(order)
+            await self._providers[instance.offer.provider].launch(self._order(instance))
         except NoCapacity as error:
             return await self._refused(instance.id, str(error))
         except Retry as error:
             return error.after_s
         return None
+
+    def _order(self, instance: Instance) -> Order:
+        return Order(
+            token=instance.launch_token,
+            host_id=instance.id,
+            offer=instance.offer,
+            image=instance.image,
+            join_token=join_token(self._join_secret, instance.id),
+            link_address=self._link_address,
+        )
 
     async def _refused(self, instance_id: str, reason: str) -> float | None:
         stored = await self._tables.instances.get(instance_id)
@@ -242,12 +244,14 @@ class FleetController:
             line = self._line(instance.id, "Draining", reason)
             await self._store.commit([self._tables.instances.row(draining, stored)], [line])
         provider = self._providers[instance.offer.provider]
-        seen = await self._seen(instance)
-        if seen is None and not instance.provider_id:
-            # Requested, and the call may still be on its way: launch with the token to learn its id.
-            return await self._never_launched(instance)
         try:
-            await provider.terminate(instance.provider_id or (seen.provider_id if seen else ""))
+            provider_id = instance.provider_id
+            if not provider_id:
+                # The launch call may still be on its way: calling again with the token tells the id.
+                provider_id = (await provider.launch(self._order(instance))).provider_id
+            await provider.terminate(provider_id)
+        except NoCapacity:
+            return await self._never_launched(instance)
         except (Gone, Retry):
             return URGENT_S
         return URGENT_S

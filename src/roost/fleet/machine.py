@@ -72,10 +72,8 @@ def observe(
     if instance.ended or instance.state is S.PLANNED:
         return instance
     if seen is None:
-        # Before the launch call has returned, absence from the list proves nothing.
-        return (
-            instance if instance.state is S.REQUESTED else _end(instance, S.LOST, now_s, "vanished")
-        )
+        # Until it was seen once, its launch may still be on its way: absence proves nothing.
+        return _end(instance, S.LOST, now_s, "vanished") if instance.provider_id else instance
     if seen.state is Seen.TERMINATED:
         return _ended(instance, seen, now_s)
     if seen.state is Seen.STOPPED:
@@ -84,8 +82,10 @@ def observe(
 
 
 def _running(instance: Instance, seen: ProviderInstance, report: HostReport | None) -> Instance:
-    if instance.state in (S.REQUESTED, S.STOPPED):
-        instance = step(instance, S.BOOTING)
+    unseen = instance.state is S.DRAINING and not instance.provider_id
+    if unseen or instance.state in (S.REQUESTED, S.STOPPED):
+        if not unseen:
+            instance = step(instance, S.BOOTING)
         span = Span(
             started_s=seen.launched_s,
             ended_s=None,
@@ -115,7 +115,7 @@ def _stronger(new: Notice | None, old: Notice | None) -> bool:
 
 def _ended(instance: Instance, seen: ProviderInstance, now_s: float) -> Instance:
     asked = instance.state is S.DRAINING
-    if instance.state is S.REQUESTED:
+    if instance.state is S.REQUESTED or (asked and not instance.provider_id):
         # It lived and died before we looked: bill what the provider bills.
         instance = _running(instance, seen, None)
     to = S.TERMINATED if asked else S.LOST

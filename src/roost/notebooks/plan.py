@@ -291,7 +291,9 @@ def _spare(snapshot: Snapshot, *, wanted: bool = False) -> list[Instruction]:
     """Keep the standby host as the session wants it (``wanted``: a move needs it in any case)."""
     session, standby = snapshot.session, snapshot.standby
     if not (session.standby or wanted):
-        return []
+        # Claimed for a move that in the end stayed on its host.
+        why = "no standby host is wanted"
+        return [] if standby is None else [DropHost(claim_id=standby.claim.id, reason=why)]
     if standby is None:
         active = snapshot.active.instance if snapshot.active is not None else None
         offer = active.offer if active is not None else None

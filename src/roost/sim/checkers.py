@@ -138,9 +138,11 @@ def acknowledged_state_is_durable_or_live(
         scene.floor.setdefault((session.id, session.epoch), durable)
         user = scene.users.get(session.id)
         move = session.move
-        captured = move is not None and move.phase is Phase.RESTORING and move.captured
-        if captured and user is not None and user.acknowledged > durable:
-            yield f"{session.id}: captured {durable} cells of {user.acknowledged} acknowledged"
+        if move is not None and move.phase is Phase.RESTORING and move.captured:
+            left = scene.kernel_of.get((session.id, move.from_epoch))
+            run = min(len(left.cells) if left else 0, user.acknowledged if user else 0)
+            if run > durable:
+                yield f"{session.id}: captured {durable} cells, {run} of that kernel were answered"
         for kernel in scene.hub.kernels(session.id):
             if kernel.cells and kernel.cells[-1] != len(kernel.cells) - 1:
                 last = kernel.cells[-8:]
@@ -186,6 +188,8 @@ def _unwanted(machine: Machine, rows: Rows) -> str:
         return "its session has ended"
     if claim.id not in (session.claim_id, session.standby_claim_id, *session.old_claims):
         return "its session has forgotten the claim"
+    if claim.id == session.standby_claim_id and not session.standby and session.move is None:
+        return "its session wants no standby host"
     return ""
 
 

@@ -110,7 +110,7 @@ def draw_swarm(rng: random.Random) -> Swarm:
     drawer.draw("kernel_death_mean_s", 60.0, 5_000.0)
     drawer.draw("cut_mean_s", 30.0, 1_200.0)
     drawer.draw("cut_s", 1.0, 60.0)
-    drawer.draw("crash_mean_calls", 30.0, 8_000.0)
+    drawer.draw("crash_mean_calls", 800.0, 30_000.0)
     drawer.draw("edge_away_mean_s", 30.0, 1_200.0)
     drawer.draw("asked_mean_s", 40.0, 3_600.0)
     drawer.draw("slow_boot", 0.02, 0.3)

@@ -83,8 +83,6 @@ class Scenario:
             self.world.calm()
             await self._settle()
         lines = await self._story()
-        await self.control.kill()
-        await self.store.close()
         return Outcome(
             seed=self.seed,
             hours=self.hours,
@@ -94,6 +92,11 @@ class Scenario:
             simulated_s=self.world.clock.monotonic_s(),
             tally=dict(sorted(self.world.tally.items())),
         )
+
+    async def close(self) -> None:
+        """End the control plane and drop its database."""
+        await self.control.kill()
+        await self.store.close()
 
     # --- phases ------------------------------------------------------------------------------------
 
@@ -308,6 +311,10 @@ def run_seed(seed: int, hours: float = 0.5, swarm: Swarm | None = None) -> Outco
     drawn = swarm if swarm is not None else draw_swarm(Streams(seed)("swarm"))
 
     async def main() -> Outcome:
-        return await Scenario(seed, hours, drawn).run()
+        scenario = Scenario(seed, hours, drawn)
+        try:
+            return await scenario.run()
+        finally:
+            await scenario.close()
 
     return run_virtual(main)
