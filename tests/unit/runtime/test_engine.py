@@ -1,6 +1,7 @@
 """The engine's door and its captures in the background: requests, events, failures."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -258,6 +259,8 @@ def test_the_extension_alone(bench) -> None:
 
 
 def test_a_plain_ipykernel_loads_it(bench) -> None:
+    if bench.python != sys.executable:
+        pytest.skip("the kernelspec python3 is this interpreter's")
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(bench.work))
     try:
         where = bench.folder / "plain"

@@ -224,6 +224,34 @@ def test_awkward_kinds(bench) -> None:
     )
 
 
+def test_weak_references(bench) -> None:
+    kernel = bench.session()
+    kernel.run(
+        "import functools, weakref\nclass Thing: pass\n"
+        "thing = Thing(); ref = weakref.ref(thing); things = weakref.WeakSet([thing])\n"
+        "named = weakref.WeakValueDictionary(a=thing); notes = weakref.WeakKeyDictionary({thing: [1]})\n"
+        "gone = weakref.ref(Thing())\n"
+        "@functools.singledispatch\ndef show(x):\n    return 'any'\n@show.register\ndef _(x: int):\n    return 'int'\n"
+        "called = weakref.ref(thing, print)"
+    )
+    target, report = bench.move(kernel)
+    assert set(report["refused"]) == {"called"}
+    assert target.run(
+        "print(ref() is thing, list(things) == [thing], named['a'] is thing, notes[thing], gone(), show(1), show(''))"
+    ) == ("True True True [1] None int any\n")
+
+
+def test_hard_state(bench) -> None:
+    kernel = bench.session()
+    kernel.run(
+        "deep = []\nfor _ in range(100_000): deep = [deep]\n"
+        "rows = [{'a': n, 'b': str(n)} for n in range(20_000)]; beside = [rows[3]]"
+    )
+    target, report = bench.move(kernel)
+    assert report["refused"] == {"deep": "nested too deeply"}
+    assert target.run("print(len(rows), rows[3] is beside[0])") == "20000 True\n"
+
+
 def test_one_refusal_costs_no_bystander(bench) -> None:
     kernel = bench.session()
     kernel.run(

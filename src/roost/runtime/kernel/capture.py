@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 import sys
+import threading
 import time
 import types
 import warnings
@@ -100,6 +101,7 @@ class Collector:
         self._ids: dict[str, int] = {}
         self._uses: dict[str, set[str]] = {}
         self._costs: dict[str, float] = {}
+        self._walks: dict[str, float] = {}
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
 
@@ -210,7 +212,9 @@ class Collector:
             name = todo.pop()
             if name in reaches or name not in rest:
                 continue
+            begun = time.perf_counter()
             found = reaches[name] = walker.reach(rest[name])
+            self._walks[name] = time.perf_counter() - begun
             self._uses[name] = found.names
             # What its functions use, they may have changed; what it shares, is changed with it.
             todo.extend(found.names)
@@ -277,7 +281,7 @@ class Collector:
                 faults[names[0]] = error
             return None
         for name in names:
-            self._costs[name] = done.seconds / len(names)
+            self._costs[name] = done.seconds / len(names) + self._walks.get(name, 0.0)
         notes = tuple(Entry(n, REBUILT, "; ".join(done.notes)) for n in names if done.notes)
         return Fresh(tuple(names), done, notes)
 
@@ -346,11 +350,28 @@ def _begun(value: Any) -> bool:
     )
 
 
+class _Hush(io.TextIOBase):
+    """Drops what this thread writes; the user's other threads go on printing."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if threading.get_ident() != self._thread:
+            self._stream.flush()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What a user's ``__reduce__`` prints or warns about is not the user's cell speaking."""
     out, err = sys.stdout, sys.stderr
-    sys.stdout = sys.stderr = io.StringIO()
+    sys.stdout, sys.stderr = _Hush(out), _Hush(err)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

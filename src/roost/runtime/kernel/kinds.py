@@ -21,6 +21,7 @@ import tempfile
 import threading
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -235,6 +236,18 @@ def dict_iterator(view: str) -> Handler:
     return handler
 
 
+def reduce_reference(_pickler: Storing, value: Any) -> Any:
+    """A weak reference; its target is in the same group."""
+    if value.__callback__ is not None:
+        raise Refusal("a weak reference with a callback", CELL_ADVICE)
+    return rebuild.weak_reference, (value(),)
+
+
+def reduce_weak_mapping(_pickler: Storing, value: Any) -> Any:
+    """A weak dictionary; keys are not hashed here, their ``__hash__`` may be the user's."""
+    return rebuild.weak_mapping, (type(value), list(value.items()))
+
+
 def reduce_constant(_pickler: Storing, value: Any) -> Any:
     """``dataclasses.MISSING`` and its like are compared by identity."""
     for name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY"):
@@ -260,6 +273,9 @@ EXACT: dict[type, Handler] = {
     type(dataclasses.MISSING): reduce_constant,
     type(dataclasses.KW_ONLY): reduce_constant,
     type(getattr(dataclasses, "_HAS_DEFAULT_FACTORY", None)): reduce_constant,
+    weakref.ReferenceType: reduce_reference,
+    weakref.WeakValueDictionary: reduce_weak_mapping,
+    weakref.WeakKeyDictionary: reduce_weak_mapping,
     types.GeneratorType: refuse("a generator", ADVICE["generator"]),
     types.CoroutineType: refuse("a coroutine", ADVICE["coroutine"]),
     types.AsyncGeneratorType: refuse("an async generator", ADVICE["async_generator"]),

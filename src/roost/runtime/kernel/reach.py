@@ -37,13 +37,9 @@ _LEAVES = _ATOMS | frozenset(
         types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType, types.FrameType,
         types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
         types.ModuleType, types.TracebackType, types.GeneratorType, types.CoroutineType,
-        types.AsyncGeneratorType, weakref.ReferenceType,
+        types.AsyncGeneratorType,
     )
 )  # fmt: skip
-_NOTHING: tuple[Any, ...] = ()
-_EMPTY: frozenset[Any] = frozenset()
-_BULK = 64
-"""Containers from this size are first looked at as a whole: most hold only atoms."""
 
 
 @dataclass(slots=True)
@@ -77,27 +73,32 @@ class Walker:
     def reach(self, root: object) -> Reach:
         """Everything that ``root`` leads to."""
         found = Reach()
-        seen: set[int] = set()
-        stack = [root]
+        seen = found.ids
+        # Tuples are walked through but bind nothing together: libraries share constants of their code.
+        passed: set[int] = set(self._stops)
+        stack = [root] if id(type(root)) not in _LEAVES else []
         while stack:
             value = stack.pop()
+            key = id(value)
+            if key in seen or key in passed:
+                continue
             kind = type(value)
-            if id(kind) in _LEAVES or id(value) in seen or id(value) in self._stops:
-                continue
-            if value is _NOTHING or value is _EMPTY:
-                continue
-            if value is self._namespace:
+            if kind is tuple or kind is frozenset:
+                passed.add(key)
+                below: list[Any] | None = gc.get_referents(value)
+            elif kind is dict and value is self._namespace:
                 found.namespace = True
                 continue
-            below = self._below(value, kind, found)
-            if below is None:
-                continue
-            seen.add(id(value))
-            # Tuples are walked through but bind nothing together: libraries share constants of their code.
-            if (kind is not tuple and kind is not frozenset) or value is root:
-                found.ids.add(id(value))
-            if len(below) < _BULK or not _LEAVES.issuperset(map(id, map(type, below))):
-                stack.extend(below)
+            elif kind is list or kind is dict or kind is set:
+                seen.add(key)
+                below = gc.get_referents(value)
+            else:
+                below = self._below(value, kind, found)
+                (seen if below is not None else passed).add(key)
+            if below:
+                stack += [item for item in below if id(type(item)) not in _LEAVES]
+        if type(root) is tuple and root:
+            seen.add(id(root))
         return found
 
     def _below(self, value: Any, kind: type, found: Reach) -> list[Any] | None:
@@ -107,8 +108,8 @@ class Walker:
         flags = flags_of(kind)
         if flags & CLASS:
             return None if self._known(value) else gc.get_referents(value)
-        if kind is list or kind is dict or kind is tuple or kind is set:
-            return gc.get_referents(value)
+        if kind is weakref.ReferenceType or kind is weakref.KeyedRef:
+            return [value()]
         if id(kind) in self._opaque or self._singletons.where(value) is not None:
             return None
         if self._array is not None and any(base is self._array for base in mro_of(kind)):
@@ -175,10 +176,9 @@ def group(reaches: Mapping[str, Reach]) -> list[tuple[str, ...]]:
 
     owner: dict[int, str] = {}
     for name, reach in reaches.items():
-        for one in reach.ids:
-            first = owner.setdefault(one, name)
-            if first is not name:
-                leader[find(name)] = find(first)
+        for one in owner.keys() & reach.ids:
+            leader[find(name)] = find(owner[one])
+        owner.update(dict.fromkeys(reach.ids, name))
     groups: dict[str, list[str]] = {}
     for name in reaches:
         groups.setdefault(find(name), []).append(name)

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,23 @@ def advanced(source: dict[Any, Any], view: str, consumed: int) -> Iterator[Any]:
     for _ in itertools.islice(iterator, consumed):
         pass
     return iterator
+
+
+def weak_reference(target: Any) -> Any:
+    """A weak reference; dead when the target is gone."""
+    return weakref.ref(_Gone() if target is None else target)
+
+
+class _Gone:
+    """Dies at once."""
+
+
+def weak_mapping(cls: type, items: list[tuple[Any, Any]]) -> Any:
+    """A weak dictionary."""
+    made = cls()
+    for key, value in items:
+        made[key] = value
+    return made
 
 
 def view(source: Any, format: str, shape: tuple[int, ...], readonly: bool) -> Any:
