@@ -155,9 +155,8 @@ def test_an_endless_header_costs_bounded_memory(cluster: Cluster) -> None:
             pass
         with contextlib.suppress(OSError):
             answer = client.recv(4096)
-    assert sent < 64 << 20, "the edge hung up long before a gigabyte"
     assert edge.memory_info().rss - before < 32 << 20
-    assert answer == b"" or b" 431 " in answer or b" 400 " in answer
+    assert b" 431 " in answer, "the client is told what is wrong"
 
 
 def test_disk_full_while_checkpointing_tells_and_goes_on(cluster: Cluster) -> None:

@@ -55,6 +55,20 @@ class Cluster:
     def client(self) -> RoostClient:
         return self.installation.client()
 
+    def end_sessions(self) -> None:
+        """Stop every session and wait for the end of its hosts."""
+        for page in self.pages:
+            page.close()
+        self.pages.clear()
+        for view in self.client.notebooks():
+            if view.state != "stopped":
+                self.client.stop_notebook(view.id)
+
+        def ended() -> bool:
+            return not self.client.hosts()
+
+        eventually(ended, "all hosts ended")
+
     def close(self) -> None:
         """End everything; a process left behind fails the test."""
         for page in self.pages:
