@@ -35,7 +35,7 @@ def simulate(argv: Sequence[str] | None, clock: Clock) -> int:
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds (default 20)")
     parser.add_argument("--seed", type=int, default=1, help="the first seed (default 1)")
     parser.add_argument(
-        "--hours", type=float, default=0.5, help="simulated hours in which things go wrong"
+        "--hours", type=float, default=0.2, help="simulated hours in which things go wrong"
     )
     parser.add_argument("--verbose", action="store_true", help="say what happened in each seed")
     options = parser.parse_args(argv)
