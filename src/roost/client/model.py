@@ -81,7 +81,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     desired: str
     epoch: int
     url: str
-    """JupyterLab, with its token: the stable address."""
+    """JupyterLab, with its token: the stable address; empty without a page of its own."""
     token: str
     """Bearer token of the session's own routes."""
     key: str
@@ -119,6 +119,8 @@ class StartNotebook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only."""
     standby: bool = True
+    page: bool = True
+    """Whether it gets a JupyterLab of its own; a bridge that another Jupyter started asks for none."""
     key: str = ""
     image: str = ""
 

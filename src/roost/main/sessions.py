@@ -52,7 +52,7 @@ class SessionRoutes:
     async def _page(self, session: Session) -> None:
         """The Jupyter server stays where it is; its own token guards it."""
         name = f"n/{session.id}"
-        if self._gateway.route(name) is None:
+        if session.page and self._gateway.route(name) is None:
             target = Unix(path=str(server_socket(self._state, session.id)))
             with contextlib.suppress(StaleEpoch):
                 await self._gateway.point(name, target, epoch=1)

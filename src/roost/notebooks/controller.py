@@ -81,7 +81,7 @@ class NotebookController:
         snapshot = await self._snapshot(stored.value)
         if await self._observe(stored, snapshot):
             return 0.0
-        if stored.value.desired == "running":
+        if stored.value.page and stored.value.desired == "running":
             await self._servers.ensure(stored.value)
         if stored.value.state is SessionState.REQUESTED and stored.value.epoch == 0:
             await self._routes.hold(stored.value, 0)

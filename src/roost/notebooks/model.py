@@ -103,6 +103,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only; moves may go wherever ``ask`` allows. Empty = as ``ask``."""
     standby: bool = True
+    page: bool = True
+    """It has a Jupyter server of its own. Not when a person's own Jupyter started it: one bridge a kernel."""
     desired: str = "running"
     """``running`` or ``stopped``."""
     move_asked: str = ""

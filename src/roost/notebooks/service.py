@@ -37,6 +37,7 @@ class NotebookService:
         spread: Spread = Spread.POOL,
         start_clouds: tuple[str, ...] = (),
         standby: bool = True,
+        page: bool = True,
     ) -> Session:
         """Record a session and return it at once; its routes hold until its kernel is up."""
         session = Session(
@@ -51,6 +52,7 @@ class NotebookService:
             spread=spread,
             start_clouds=start_clouds,
             standby=standby,
+            page=page,
             created_s=self._clock.now_s(),
         )
         line = self._line(

@@ -7,7 +7,7 @@ only says what is wrong: it repairs nothing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from roost.fleet.model import Claim, ClaimState, Instance
+from roost.fleet.model import Claim, ClaimState, Instance, InstanceState
 from roost.metering.plan import reconcile
 from roost.notebooks.model import Phase, Session, SessionState
 from roost.ports.provider import LedgerLine
@@ -162,7 +162,10 @@ def epochs_only_rise(scene: Scene, sessions: Mapping[str, Session]) -> Iterator[
 
 
 def live_instances_are_wanted(scene: Scene, rows: Rows) -> Iterator[str]:
-    """Each instance that exists is used by a session that wants it, or is being ended (within a grace)."""
+    """Each instance that exists is used by a session that wants it, or is being ended (within a grace).
+
+    And the other way round: none that somebody wants is ended by us.
+    """
     now_s = scene.world.now_s()
     unwanted = {}
     for machine in scene.machines():
@@ -173,6 +176,9 @@ def live_instances_are_wanted(scene: Scene, rows: Rows) -> Iterator[str]:
             if now_s - since_s > GRACE_S:
                 yield f"{machine.provider_id} ({machine.order.host_id}) lives on: {why}"
     scene.unwanted_since = unwanted
+    for instance in rows.instances.values():
+        if instance.state is InstanceState.LOST and instance.ended_reason == "terminated":
+            yield f"{instance.id} was wanted, and ended by ourselves"
 
 
 def _unwanted(machine: Machine, rows: Rows) -> str:

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.market.offers import CONTEXT, MANY, offers
 
 from roost.market.advisor import CLEARLY, Speed, cost, differences, rank
 from roost.market.survival import (
@@ -21,6 +20,7 @@ from roost.market.survival import (
     survival,
 )
 from roost.ports.values import Ask, Offer, PurchaseOption, Resources
+from tests.unit.market.offers import CONTEXT, MANY, offers
 
 ASK = Ask(near="Seoul")
 

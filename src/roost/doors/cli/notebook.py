@@ -10,7 +10,7 @@ from roost.client.api import RoostClient, newest
 from roost.client.model import SessionView, StartNotebook
 from roost.doors.cli import render
 from roost.doors.cli.context import emit, errors, installation, out, progress
-from roost.ports.errors import Gone, Retry
+from roost.ports.errors import Gone, Invalid, Retry
 
 app = typer.Typer(help="Notebook sessions that outlive their machine.", no_args_is_help=True)
 
@@ -101,6 +101,11 @@ def open_(
     """Open JupyterLab at the session's stable address."""
     with errors():
         view = chosen(installation(ctx).client(), name)
+        if not view.url:
+            raise Invalid(
+                f"{view.name} was started by another Jupyter and has no page of its own",
+                hint="open it there, or start one with `roost notebook start`",
+            )
         out.print(view.url, soft_wrap=True, highlight=False)
         if browser:
             webbrowser.open(view.url)

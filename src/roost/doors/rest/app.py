@@ -120,6 +120,7 @@ class RestDoor:
             spread=one_of(Spread, body.spread, "spread"),
             start_clouds=body.start_clouds,
             standby=body.standby,
+            page=body.page,
         )
         return answer(await self._views.session(session), status=201)
 

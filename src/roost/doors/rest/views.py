@@ -63,7 +63,7 @@ class Views:
             state=str(session.state),
             desired=session.desired,
             epoch=session.epoch,
-            url=f"{self._public_url}/n/{session.id}/lab?token={session.token}",
+            url=self._page(session),
             token=session.token,
             key=session.key,
             host_id=session.host_id,
@@ -79,6 +79,11 @@ class Views:
             created_s=session.created_s,
             message=session.message or (active.claim.message if active else ""),
         )
+
+    def _page(self, session: Session) -> str:
+        if not session.page:
+            return ""
+        return f"{self._public_url}/n/{session.id}/lab?token={session.token}"
 
     async def hosts(self, *, ended: bool) -> list[HostView]:
         """All hosts, newest last."""

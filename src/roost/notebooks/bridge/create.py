@@ -21,7 +21,7 @@ class Session(msgspec.Struct, frozen=True):
 
 async def create_session(control_url: str, owner_token: str, *, name: str, key: str) -> Session:
     """Ask for a session whose kernel signs with ``key``. Raises ``Denied``, ``Retry``, ``Never``."""
-    body = msgspec.json.encode({"name": name, "key": key})
+    body = msgspec.json.encode({"name": name, "key": key, "page": False})
     content = await _call("POST", control_url, "/api/v1/notebooks", owner_token, body)
     try:
         return msgspec.json.decode(content, type=Session)

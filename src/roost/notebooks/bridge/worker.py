@@ -323,6 +323,7 @@ class Worker:
             await link.close()
             return None
         self._link = link
+        log.info("attached at epoch %d, served up to %s", answer.epoch, self._cursor)
         self._replay(answer)
         self._spawn(self._serve(link))
         return link
