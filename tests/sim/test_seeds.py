@@ -21,9 +21,20 @@ def test_every_checker_holds(seed: int) -> None:
     assert outcome.tally["cells run"] > 0
 
 
-def test_seed_4_a_standby_host_with_a_rebalance_recommendation() -> None:
-    """Found by this seed: neither used nor replaced, and the move waited for ever."""
-    assert run_seed(4, 0.2).violations == ()
+@pytest.mark.parametrize(
+    ("seed", "hours"),
+    [
+        pytest.param(
+            4, 0.2, id="a standby host with a recommendation was neither used nor replaced"
+        ),
+        pytest.param(339, 0.25, id="a kernel that died before its route was asked for for ever"),
+        pytest.param(1010, 0.25, id="a standby host nobody wanted was kept"),
+        pytest.param(2021, 0.25, id="the sweep ended a machine launched while it listed"),
+    ],
+)
+def test_seeds_that_found_something(seed: int, hours: float) -> None:
+    """Each also has a unit test where its fix is."""
+    assert run_seed(seed, hours).violations == ()
 
 
 def test_nothing_goes_wrong_on_a_calm_day() -> None:

@@ -278,13 +278,17 @@ class FleetController:
 
     async def sweep(self) -> list[str]:
         """End instances that the provider lists and no live row knows; returns their ids."""
-        rows = await self._tables.instances.find()
-        known = {i.value.launch_token for i in rows if not i.value.ended}
         ended = []
-        for name in dict.fromkeys(self._providers):
-            for seen in await self._providers[name].instances():
-                if seen.token not in known and seen.ended_s is None:
-                    await self._providers[name].terminate(seen.provider_id)
+        # One provider may stand for several clouds (this machine plays all of them).
+        for provider in {id(p): p for p in self._providers.values()}.values():
+            listed = [seen for seen in await provider.instances() if seen.ended_s is None]
+            # Rows are read after the list: a row is durable before its launch, so whatever is listed and
+            # wanted has its row by now. The other way round a launch in between would be ended.
+            rows = await self._tables.instances.find()
+            known = {i.value.launch_token for i in rows if not i.value.ended}
+            for seen in listed:
+                if seen.token not in known:
+                    await provider.terminate(seen.provider_id)
                     ended.append(seen.provider_id)
         return ended
 

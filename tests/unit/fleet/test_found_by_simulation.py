@@ -1,11 +1,26 @@
 """What the simulator found in fleet, each reduced to its smallest case."""
 
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
 import msgspec
 
+from roost.adapters.clock import SystemClock
+from roost.adapters.store.sqlite.store import open_store
+from roost.fleet.controller import FleetController
 from roost.fleet.machine import observe
-from roost.fleet.model import Claim, ClaimState, ClaimView, Instance, InstanceState
+from roost.fleet.model import (
+    Claim,
+    ClaimState,
+    ClaimView,
+    Instance,
+    InstanceState,
+    RankedOffer,
+)
+from roost.fleet.service import FleetService, Tables
+from roost.kit.ids import SeededIds
 from roost.ports.provider import InstanceState as Seen
-from roost.ports.provider import ProviderInstance
+from roost.ports.provider import Provider, ProviderInstance
 from roost.ports.values import (
     Ask,
     HostReport,
@@ -100,3 +115,57 @@ def test_a_launch_that_arrives_after_the_release_is_ended_and_billed() -> None:
     assert [(s.started_s, s.ended_s) for s in ended.spans] == [(100.0, 130.0)]
     missed = observe(draining, _seen(Seen.TERMINATED, 130.0), None, 131.0)
     assert [(s.started_s, s.ended_s) for s in missed.spans] == [(100.0, 130.0)]
+
+
+class _Cloud:
+    """A cloud whose list takes a while: meanwhile a launch goes through."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._meanwhile = meanwhile
+        self.listed: list[ProviderInstance] = []
+        self.ended: list[str] = []
+
+    async def instances(self) -> list[ProviderInstance]:
+        await self._meanwhile()
+        return list(self.listed)
+
+    async def terminate(self, provider_id: str) -> None:
+        self.ended.append(provider_id)
+
+
+async def test_the_sweep_spares_what_was_launched_while_it_listed() -> None:
+    """Seed 2021: rows were read before the list, so a launch in between looked like a stray."""
+    store = open_store(None)
+    tables = Tables(store)
+
+    async def launch() -> None:
+        if not cloud.listed:
+            await store.commit([tables.instances.row(_instance(S.REQUESTED))])
+            stray = msgspec.structs.replace(_seen(Seen.RUNNING), provider_id="p-2", token="l-2")
+            cloud.listed = [_seen(Seen.RUNNING), stray]
+
+    cloud = _Cloud(launch)
+    one: Any = cloud
+    links: Any = None
+    clock = SystemClock()
+    providers: dict[str, Provider] = {"aws": one, "gcp": one}
+    service = FleetService(store, clock, links, providers, lambda key: None)
+    controller = FleetController(
+        service,
+        store,
+        clock,
+        SeededIds(),
+        links,
+        providers,
+        rank=_no_offers,
+        link_address="",
+        join_secret=b"",
+        on_change=lambda owner: None,
+    )
+    assert await controller.sweep() == ["p-2"]
+    assert cloud.ended == ["p-2"], "one cloud under two names is swept once"
+    await store.close()
+
+
+async def _no_offers(ask: Ask) -> Sequence[RankedOffer]:
+    return ()
