@@ -189,3 +189,14 @@ def test_every_domain_room_has_a_readme(room: str) -> None:
     readme = SOURCE / room / "README.md"
     assert readme.exists()
     assert len(readme.read_text().splitlines()) <= 60
+
+
+def test_the_reference_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

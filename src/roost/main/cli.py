@@ -26,7 +26,7 @@ COMMANDS = {
     "story": ("roost.doors.cli.system:story", "Tell an object's life with its reasons."),
     "cost": ("roost.doors.cli.system:cost", "The bill by the second."),
     "env": ("roost.doors.cli.system:env", "What a shell needs to talk to Roost."),
-    "simulate": ("roost.main.simulate:simulate", "Run the real controllers against faults."),
+    "simulate": ("roost.main.simulate:command", "Run the real controllers against faults."),
     "demo": ("roost.main.demo:demo", "The main job, end to end, on this machine."),
 }
 LOCAL = ("market", "simulate")

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -68,22 +69,29 @@ class RestDoor:
         self._owner_token = owner_token
         self._started_s = clock.monotonic_s()
 
+    @classmethod
+    def table(cls) -> list[tuple[str, str, Any]]:
+        """Method, path and endpoint of every call."""
+        return [
+            ("GET", "/api/v1/status", cls.status),
+            ("POST", "/api/v1/notebooks", cls.start),
+            ("GET", "/api/v1/notebooks", cls.list_notebooks),
+            ("GET", "/api/v1/notebooks/{id}", cls.show),
+            ("DELETE", "/api/v1/notebooks/{id}", cls.stop),
+            ("POST", "/api/v1/notebooks/{id}/move", cls.move),
+            ("GET", "/api/v1/hosts", cls.hosts),
+            ("POST", "/api/v1/hosts/{id}/interrupt", cls.interrupt),
+            ("POST", "/api/v1/hosts/{id}/kill", cls.kill),
+            ("GET", "/api/v1/story/{id}", cls.story),
+            ("GET", "/api/v1/cost", cls.cost),
+        ]
+
     def app(self) -> Starlette:
         """The ASGI application."""
-        table: list[tuple[str, str, Endpoint]] = [
-            ("GET", "/api/v1/status", self.status),
-            ("POST", "/api/v1/notebooks", self.start),
-            ("GET", "/api/v1/notebooks", self.list_notebooks),
-            ("GET", "/api/v1/notebooks/{id}", self.show),
-            ("DELETE", "/api/v1/notebooks/{id}", self.stop),
-            ("POST", "/api/v1/notebooks/{id}/move", self.move),
-            ("GET", "/api/v1/hosts", self.hosts),
-            ("POST", "/api/v1/hosts/{id}/interrupt", self.interrupt),
-            ("POST", "/api/v1/hosts/{id}/kill", self.kill),
-            ("GET", "/api/v1/story/{id}", self.story),
-            ("GET", "/api/v1/cost", self.cost),
+        routes = [
+            Route(path, self._guarded(partial(endpoint, self)), methods=[method])
+            for method, path, endpoint in self.table()
         ]
-        routes = [Route(path, self._guarded(end), methods=[method]) for method, path, end in table]
         return Starlette(routes=routes)
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
