@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SEEDS ?= 20
 
-.PHONY: help setup setup-dev demo test check lint types imports sim e2e browser bench pins screenshot clean
+.PHONY: help setup setup-dev demo test check lint types imports sim e2e browser reference screenshot pins clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,12 @@ e2e: setup-dev
 
 browser: setup-dev
 	$(BIN)/pytest -m browser
+
+reference: setup-dev  ## Write docs/reference.md again.
+	$(BIN)/python tools/reference.py
+
+screenshot: setup-dev  ## Take the picture of the README in a real browser.
+	ROOST_SCREENSHOTS=docs/images $(BIN)/pytest -m browser
 
 pins: setup-dev  ## Pin the newest versions of everything again.
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \

@@ -83,6 +83,16 @@ def test_port_taken(cluster: Cluster) -> None:
     assert "ROOST_PORT" in done.stderr
 
 
+def test_no_listener_beyond_loopback_without_tls() -> None:
+    folder = tempfile.mkdtemp(prefix="rt-", dir="/var/tmp")
+    try:
+        done = roost("--state", f"{folder}/s", "up", ROOST_HOST="0.0.0.0", ROOST_PORT="0")
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 2
+    assert "without encryption" in flat(done.stderr)
+
+
 def test_state_directory_not_usable(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")

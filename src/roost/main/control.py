@@ -222,6 +222,7 @@ class Control:
                 await self.gateway.point(name, target, epoch=1, tokens=tokens)
             elif instance.ended and known is not None:
                 await self.gateway.remove(name)
+                self.links.forget(instance.id)
 
     def door(self) -> RestDoor:
         """The REST door."""

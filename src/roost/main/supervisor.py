@@ -9,6 +9,7 @@ supervisor that adopts can bind the same ports while its children still serve on
 import argparse
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 import signal
@@ -95,6 +96,11 @@ class Supervisor:
         """Bind every listener (the ports of the last run again) and record the addresses."""
         last = self.state.endpoints()
         host, local = self.settings.host, "127.0.0.1"
+        if not ipaddress.ip_address(host).is_loopback:
+            raise Invalid(
+                f"the public listener would serve {host} without encryption",
+                hint="listen on a loopback address (ROOST_HOST) and put a TLS proxy in front",
+            )
         shared = self._adopts()
         # Children that still serve keep their address, whatever is asked for now.
         port = (
