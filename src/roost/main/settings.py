@@ -5,6 +5,7 @@ holds anything of another version: a newer layout is refused untouched.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
@@ -44,11 +45,19 @@ def settings(state_dir: str | None = None) -> Settings:
         base = str(Path(home) / "roost")
     return Settings(
         state_dir=Path(base).absolute(),
-        host=env.get("ROOST_HOST", "127.0.0.1"),
+        host=_address(env.get("ROOST_HOST", "127.0.0.1")),
         port=_number("ROOST_PORT", 8860),
         edges=max(1, _number("ROOST_EDGES", 1)),
         image=env.get("ROOST_IMAGE", "data-science"),
     )
+
+
+def _address(text: str) -> str:
+    given = "127.0.0.1" if text == "localhost" else text
+    try:
+        return str(ipaddress.ip_address(given))
+    except ValueError as error:
+        raise Invalid(f"ROOST_HOST={text} is no address", hint="ROOST_HOST=127.0.0.1") from error
 
 
 def _number(name: str, default: int) -> int:
