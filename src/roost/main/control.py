@@ -43,7 +43,7 @@ from roost.metering.service import MeteringService
 from roost.notebooks.controller import NotebookController
 from roost.notebooks.service import NotebookService
 from roost.ports import wire
-from roost.ports.errors import Conflict, Gone, RoostError
+from roost.ports.errors import Gone, RoostError
 from roost.ports.values import Ask
 
 log = logging.getLogger("roost.control")
@@ -53,6 +53,8 @@ RESYNC_S = 2.0
 CLOUDS = ("aws", "azure", "gcp")
 """The local provider plays all three: an instance bears the offer it was launched for."""
 RANKED = 50
+SESSIONS_AT_ONCE = 512
+"""A start may take minutes: it must never keep another session's notice waiting."""
 
 
 class Control:
@@ -107,7 +109,9 @@ class Control:
         )
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
-        self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)
+        self.sessions = KeyedQueue(
+            self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
+        )
         self._asides: set[asyncio.Task[None]] = set()
 
     # --- plugs ---------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ class Control:
         self._aside(self._take(host_id, event))
 
     async def _take(self, host_id: str, event: wire.EventBody) -> None:
-        with contextlib.suppress(Gone, Conflict):
+        with contextlib.suppress(RoostError):  # the next report repairs what is lost here
             if isinstance(event, wire.Checkpointed):
                 await self.notebooks.note_checkpoint(event.checkpoint)
             elif isinstance(event, wire.CaptureFailed):
@@ -202,14 +206,22 @@ class Control:
     async def resync(self) -> None:
         """Wake everything now and then, keep host routes, end instances nobody knows."""
         while True:
-            for key in await self.fleet_loop.keys():
-                self.claims.wake(key)
-            for key in await self.notebook_loop.keys():
-                self.sessions.wake(key)
-            await self._host_routes()
-            for provider_id in await self.fleet_loop.sweep():
-                log.warning("ended %s, which no row knows", provider_id)
+            try:
+                await self._look_at_everything()
+            except (
+                RoostError
+            ) as error:  # a full disk, a provider that is away: it must not end for that
+                log.warning("resync: %s", error)
             await asyncio.sleep(RESYNC_S)
+
+    async def _look_at_everything(self) -> None:
+        for key in await self.fleet_loop.keys():
+            self.claims.wake(key)
+        for key in await self.notebook_loop.keys():
+            self.sessions.wake(key)
+        await self._host_routes()
+        for provider_id in await self.fleet_loop.sweep():
+            log.warning("ended %s, which no row knows", provider_id)
 
     async def _host_routes(self) -> None:
         """A shell on every live host; none on ended ones."""

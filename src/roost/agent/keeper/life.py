@@ -188,6 +188,8 @@ class Life:
         async def connect() -> None:
             await engine.connect(kernel.engine_path)
             await engine.ask("status")
+            # A cell that ran before we hear its outputs would never be seen to end.
+            await kernel.heard.wait()
 
         connecting = asyncio.create_task(connect())
         try:

@@ -62,6 +62,8 @@ class KernelProcess:
         self._tasks: list[asyncio.Task[None]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.heard = asyncio.Event()
+        """Its outputs reach us. A kernel greets a new subscriber (JEP 65); what it says before is lost."""
 
     @property
     def pid(self) -> int:
@@ -172,6 +174,8 @@ class KernelProcess:
     async def _receive(self, channel: str, socket: zmq.asyncio.Socket) -> None:
         while True:
             parts = tuple(await socket.recv_multipart())
+            if channel == "iopub":
+                self.heard.set()
             try:
                 self._on_message(channel, parts)
             except Exception:  # one odd message must not make the kernel silent
