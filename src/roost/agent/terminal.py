@@ -20,6 +20,9 @@ from roost.ports.frames import BadFrame
 
 CHUNK = 64 << 10
 FIRST_LINE_S = 10.0
+LAST_WORDS_S = 30.0
+END_OF_INPUT = b"\x04"
+"""Control-D: what a terminal sends for the end of input."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -41,6 +44,11 @@ async def serve_shell(
         typed = asyncio.create_task(_typed(reader, master))
         shown = asyncio.create_task(_shown(master, writer))
         await asyncio.wait({typed, shown}, return_when=asyncio.FIRST_COMPLETED)
+        if typed.done() and not shown.done():
+            # The typing has ended, as from a pipe: end of input for the shell, which says its last words.
+            with contextlib.suppress(OSError):
+                os.write(master, END_OF_INPUT)
+            await asyncio.wait({shown}, timeout=LAST_WORDS_S)
         for task in (typed, shown):
             task.cancel()
         await asyncio.gather(typed, shown, return_exceptions=True)
