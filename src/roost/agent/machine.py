@@ -83,7 +83,7 @@ def plan_start(tasks: Iterable[Task], order: KernelOrder, over: int) -> StartPla
             return StartPlan(up=task.task_id, reason="it runs at this epoch")
         # One epoch on means that no other place can have worked in between: what is in its memory
         # is newer than any checkpoint.
-        if task.epoch == order.epoch - 1 and not task.dead:
+        if task.epoch == order.epoch - 1 and not task.dead and not keep:
             keep = task.task_id
         else:
             stop.append(task.task_id)
