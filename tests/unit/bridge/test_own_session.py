@@ -87,7 +87,8 @@ def test_a_session_is_asked_for_once_and_given_back(world, tools, door):
     assert tools.text_of(tools.follow(again, again.execute("print(x)"))) == "1\n"
     key = json.loads(bridge.file.read_text())["key"]
     posts = [call for call in door.calls if call[0] == "POST"]
-    assert posts == [("POST", "/api/v1/notebooks", {"name": "kernel", "key": key})]
+    body = {"name": "kernel", "key": key, "page": False}
+    assert posts == [("POST", "/api/v1/notebooks", body)]
     again.shutdown()
     assert bridge.process.wait(15) == 0
     assert door.calls[-1] == ("DELETE", f"/api/v1/notebooks/{SESSION}", None)

@@ -365,4 +365,4 @@ async def test_the_package_environment(world: World) -> None:
     installed = {
         path.name for path in (world.root / "images").glob("*/lib/*/site-packages/roost/*")
     }
-    assert installed <= {"__init__.py", "runtime"}
+    assert installed <= {"__init__.py", "runtime", "__pycache__"}
