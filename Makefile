@@ -34,9 +34,11 @@ demo: setup  ## The main job, end to end, on this machine (KEEP=1 keeps it up).
 test: setup-dev lint types imports  ## Everything: checks, unit, contract, simulator, real processes, browser.
 	$(BIN)/pytest
 
-check: setup-dev lint types imports  ## The fast loop: under a minute.
-	$(BIN)/pytest -m "not e2e and not browser" -x
-	$(BIN)/python -m roost.main.simulate --seeds $(SEEDS)
+FAST := tests/tidy tests/contract/test_store.py $(addprefix tests/unit/,kit store metering market fleet notebooks gateway notices)
+
+check: setup-dev lint types imports  ## The fast loop, under a minute: checks, pure tests, 20 simulator seeds beside them.
+	@$(BIN)/python -m roost.main.simulate --seeds $(SEEDS) --hours 0.05 & simulation=$$!; \
+		$(BIN)/pytest -m "not e2e" -x $(FAST) && wait $$simulation
 
 lint: setup-dev
 	$(BIN)/ruff format --check .
