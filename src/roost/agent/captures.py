@@ -5,7 +5,6 @@ takes the place of one under way.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -103,10 +102,10 @@ class Captures:
             del self._newest[session_id]
 
     async def _pause(self, session_id: str, capture: KeeperCapture, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._newest.get(session_id) is capture:  # noqa: ASYNC110 - a retry is not urgent
-                    await asyncio.sleep(0.1)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        while self._newest.get(session_id) is capture and loop.time() < until_s:
+            await asyncio.sleep(0.1)
 
     async def _save(self, session_id: str, capture: KeeperCapture) -> Checkpoint:
         checkpoint = await self._checkpoints.save(session_id, capture)
