@@ -38,6 +38,7 @@ class Captures:
         self._emit = emit
         self._on_durable = on_durable
         self._newest: dict[str, KeeperCapture] = {}
+        self._offered: dict[str, asyncio.Event] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
 
@@ -48,6 +49,7 @@ class Captures:
         if known is not None and position <= (known.epoch, known.number):
             return
         self._newest[session_id] = capture
+        self._offered.setdefault(session_id, asyncio.Event()).set()
         if session_id not in self._workers:
             worker = asyncio.create_task(self._work(session_id))
             self._workers[session_id] = worker
@@ -60,6 +62,7 @@ class Captures:
     async def drop(self, session_id: str) -> None:
         """End background work for the session."""
         self._newest.pop(session_id, None)
+        self._offered.pop(session_id, None)
         worker = self._workers.pop(session_id, None)
         if worker is not None:
             worker.cancel()
@@ -102,10 +105,17 @@ class Captures:
             del self._newest[session_id]
 
     async def _pause(self, session_id: str, capture: KeeperCapture, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + seconds
-        while self._newest.get(session_id) is capture and loop.time() < until_s:
-            await asyncio.sleep(0.1)
+        """Until the next attempt is due or a newer capture has come."""
+        offered = self._offered.setdefault(session_id, asyncio.Event())
+        offered.clear()
+        if self._newest.get(session_id) is not capture:
+            return
+        # Not asyncio.timeout: its cancellation was seen to end this task on Python 3.11.2.
+        newer = asyncio.create_task(offered.wait())
+        try:
+            await asyncio.wait({newer}, timeout=seconds)
+        finally:
+            newer.cancel()
 
     async def _save(self, session_id: str, capture: KeeperCapture) -> Checkpoint:
         checkpoint = await self._checkpoints.save(session_id, capture)
