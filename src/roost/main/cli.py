@@ -13,6 +13,7 @@ GROUPS = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
     "market": ("roost.doors.cli.market:app", "Know every offer and which is best."),
+    "gateway": ("roost.doors.cli.gateway:app", "The load balancer on its own, from one file."),
     "kernel": ("roost.doors.cli.kernel:app", "The kernel for your own JupyterLab or VS Code."),
 }
 COMMANDS = {
@@ -31,6 +32,7 @@ COMMANDS = {
 }
 LOCAL = ("market", "simulate")
 """Commands that need no installation."""
+GATEWAY = "gateway"
 
 
 def load(target: str) -> Any:
@@ -80,7 +82,9 @@ def root(
     state: str = typer.Option("", help="State directory (default: ROOST_STATE_DIR)."),
 ) -> None:
     """Roost: notebooks and services on spot capacity, safe for work that matters."""
-    if ctx.invoked_subcommand not in LOCAL:
+    if ctx.invoked_subcommand == GATEWAY:
+        ctx.obj = load("roost.main.gateway:Program")()
+    elif ctx.invoked_subcommand not in LOCAL:
         ctx.obj = load("roost.main.local:LocalInstallation")(state or None)
 
 
