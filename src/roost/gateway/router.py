@@ -17,8 +17,8 @@ from roost.gateway.streams import DataConnection, DataHosts
 from roost.kit.ids import Ids
 from roost.ports.errors import Conflict, Denied, Gone, Retry, RoostError, StaleEpoch
 from roost.proxy.answers import Answer
-from roost.proxy.exchange import Stream
 from roost.proxy.heads import Request
+from roost.proxy.plan import Stream
 from roost.proxy.pool import Backend, BackendConnection, Pool
 from roost.proxy.tunnel import Tunnel
 
@@ -45,7 +45,7 @@ class _NotYet(Exception):
 
 
 class EdgeRouter:
-    """Implements ``roost.proxy.exchange.Router`` over the present table of routes."""
+    """Implements ``roost.proxy.plan.Router`` over the present table of routes."""
 
     def __init__(
         self,

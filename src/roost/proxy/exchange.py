@@ -10,12 +10,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 from roost.proxy.answers import Answer, render
 from roost.proxy.framing import HEAD_LIMIT, Body, FramingError, head_end
 from roost.proxy.heads import Request, ResponseHead, ResponseReader, read_request
-from roost.proxy.pool import Backend, BackendConnection, Pool
+from roost.proxy.plan import Plan, Router, Stream
+from roost.proxy.pool import BackendConnection, Pool
 from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
 
 log = logging.getLogger(__name__)
@@ -55,33 +56,11 @@ class Limits:
     """Most client connections of one process."""
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Answer 101 with ``protocol`` and join the client to ``transport``."""
-
-    transport: asyncio.Transport
-    protocol: bytes
-    first: bytes = b""
-    """Bytes already read from ``transport``."""
-    joined: Callable[[Tunnel], None] = field(default=lambda tunnel: None)
-    ended: Callable[[Tunnel], None] = field(default=lambda tunnel: None)
-
-
 def packed(pieces: list[bytes]) -> list[bytes]:
     """Few small pieces become one write, so one packet; a large body is never copied onto a head."""
     if len(pieces) < 2 or sum(map(len, pieces)) > JOIN_LIMIT:
         return pieces
     return [b"".join(pieces)]
-
-
-class Router(Protocol):
-    """Decides where requests go."""
-
-    def decide(self, request: Request) -> Backend | Answer | None:
-        """At once; None when it must be waited for (then ``find`` is asked)."""
-
-    async def find(self, request: Request, pool: Pool) -> BackendConnection | Stream | Answer:
-        """Wait, connect, retry: as long as the request may take. Cancelled when the client leaves."""
 
 
 @dataclass
@@ -90,7 +69,6 @@ class Proxy:
 
     router: Router
     limits: Limits = field(default_factory=Limits)
-    proto: bytes = b"http"
     pool: Pool = field(default_factory=Pool)
     clients: set["ClientConnection"] = field(default_factory=set)
     tunnels: set[Tunnel] = field(default_factory=set)
@@ -122,8 +100,18 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        *,
+        client: tuple[str, int] | None = None,
+        secure: bool = False,
+        listener: str = "",
+    ) -> None:
         self.proxy = proxy
+        self.listener = listener
+        self.secure = secure
+        self._given = client
         self.deadline_s = INFINITE
         self.request: Request | None = None
         self._loop = asyncio.get_running_loop()
@@ -153,6 +141,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH)
         peer = transport.get_extra_info("peername")
+        peer = self._given or peer
         self._client = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.deadline_s = self._loop.time() + self.proxy.limits.head_s
         if len(self.proxy.clients) >= self.proxy.limits.connections:
@@ -272,7 +261,7 @@ class ClientConnection(asyncio.Protocol):
             self._answer(decision)
             return
         back = None
-        if decision is not None:
+        if decision is not None and not isinstance(decision, Plan):
             back = self.proxy.pool.take(decision, repeatable=request.idempotent)
         if back is not None:
             self._attach(back)
@@ -353,7 +342,9 @@ class ClientConnection(asyncio.Protocol):
         limits = self.proxy.limits
         timeout_s = limits.response_s if self._body is None else limits.upload_s
         self.deadline_s = self._loop.time() + timeout_s
-        for piece in packed([self.request.forward(self.proxy.proto), *self._held]):
+        for piece in packed(
+            [self.request.forward(b"https" if self.secure else b"http"), *self._held]
+        ):
             back.send(piece)
         if not self._replayable:
             self._held = []

@@ -4,8 +4,13 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 
 from roost.proxy.exchange import ClientConnection, Proxy
+from roost.proxy.plan import Router
+from roost.proxy.policy import Listener
+
+Front = Callable[[], asyncio.Protocol]
 
 BACKLOG = 1024
 SWEEP_S = 0.25
@@ -23,15 +28,35 @@ class ProxyServer:
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Accept clients on a bound socket."""
+    def set_router(self, router: Router) -> None:
+        """Requests from now on are decided by ``router``; those in flight end as they began."""
+        self.proxy.router = router
+
+    async def listen(
+        self,
+        sock: socket.socket,
+        listener: Listener | None = None,
+        tls: ssl.SSLContext | None = None,
+        front: Front | None = None,
+    ) -> asyncio.Server:
+        """Accept clients on a bound socket.
+
+        ``front`` makes the protocol of an accepted connection where it is not simply a
+        ``ClientConnection`` (a PROXY header before it, HTTP/2 instead of it). Closing the answer stops
+        accepting; connections go on.
+        """
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: ClientConnection(self.proxy), sock=sock, backlog=BACKLOG, ssl=tls
-        )
+        name = listener.name if listener is not None else ""
+        secure = tls is not None
+
+        def plain() -> asyncio.Protocol:
+            return ClientConnection(self.proxy, secure=secure, listener=name)
+
+        server = await loop.create_server(front or plain, sock=sock, backlog=BACKLOG, ssl=tls)
         self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = loop.create_task(self._sweep())
+        return server
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop accepting, let requests in flight end for up to ``drain_s``, then end everything."""

@@ -9,8 +9,9 @@ import pytest
 import uvloop
 
 from roost.proxy.answers import Answer
-from roost.proxy.exchange import Limits, Proxy, Stream
+from roost.proxy.exchange import Limits, Proxy
 from roost.proxy.heads import Request
+from roost.proxy.plan import Stream
 from roost.proxy.pool import Backend, BackendConnection, Pool
 from roost.proxy.server import ProxyServer
 
