@@ -170,7 +170,7 @@ class ChunkedBody:
     one such line (or the trailers, up to ``TRAILER_LIMIT``) is kept.
     """
 
-    __slots__ = ("_decode", "_line", "_need", "_state", "done")
+    __slots__ = ("_decode", "_line", "_need", "_state", "done", "trailers")
 
     _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
@@ -180,6 +180,8 @@ class ChunkedBody:
         self._state = self._SIZE
         self._need = 0
         self._line = b""
+        self.trailers: Fields = []
+        """Fields after the body, once it is done."""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         if self._line:
@@ -247,7 +249,8 @@ class ChunkedBody:
             return -1
         if end + 4 - at > TRAILER_LIMIT:
             raise FramingError(431, f"trailers larger than {TRAILER_LIMIT >> 10} KiB")
-        for name, _ in split_fields(data[at : end + 4]):
+        self.trailers = split_fields(data[at : end + 4])
+        for name, _ in self.trailers:
             if name in _NOT_IN_TRAILERS:
                 raise FramingError(400, f"{name.decode()} in the trailers")
         self.done = True

@@ -349,6 +349,11 @@ class ResponseReader:
         return "clean" if self.done or isinstance(self._body, UntilClose) else "cut"
 
     @property
+    def trailers(self) -> Fields:
+        """Fields after a chunked body, once the response is done."""
+        return self._body.trailers if isinstance(self._body, ChunkedBody) else []
+
+    @property
     def untouched(self) -> bool:
         """Not a byte of the answer has arrived."""
         return self.head is None and not self._buffer
