@@ -1,0 +1,705 @@
+"""A service and its backends as one worker sees them: who is picked, what came of it, who is out.
+
+Two method calls and a short loop per request: ``pick``, ``begin``, ``end``. Everything slower (medians,
+scores, ejections that end, budgets) is done a few times a second inside ``pick``. Time is an argument,
+always the event loop's clock. Never connects anywhere and starts no task.
+"""
+
+import asyncio
+import enum
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import cycle
+from random import Random
+
+from roost.proxy import balance, eject, policy
+from roost.proxy.budget import Latencies, Window
+from roost.proxy.cookies import backend_id
+from roost.proxy.pool import Backend
+from roost.proxy.waiting import WaitingLine
+
+REFRESH_S = 0.05
+"""Scores are made anew this often (less often in a service of hundreds of backends)."""
+REFRESH_PER_BACKEND_S = 0.0005
+EWMA_SHARE = 0.1
+"""Weight of a new latency in the mean."""
+FAIL_SHARE = 0.2
+"""Weight of a new result in the failure rate."""
+FAIL_PENALTY = 10.0
+"""A backend that always fails has its score multiplied by one more than this."""
+DEAD_BAND = 1.3
+"""Latencies up to this many times the median are the same: noise must not move load."""
+FORGET_S = 5.0
+"""A latency or failure rate nobody measures any more fades with this time constant."""
+REPORT_S = 1.0
+"""A backend's own report of its load is believed for this long."""
+LEAVING_S = 60.0
+"""A backend whose host leaves gets less and less over this time ..."""
+LEFT_S = 5.0
+"""... and nothing this long before."""
+ZONE_SHARE = 0.7
+"""The own zone is enough while this share of its weight is well."""
+SLOWEST_START = 0.1
+"""Share of its weight a backend begins with in slow start."""
+TRIAL_S = 10.0
+"""A half-open backend whose trial request takes longer than this gets another one."""
+SAMPLES_PER_REFRESH = 256
+HEDGE_SAMPLES = 20
+"""Answers before the p99 is believed."""
+
+NO_BOUND = 1 << 60
+
+
+class Outcome(enum.Enum):
+    """What came of a request at one backend."""
+
+    OK = "ok"
+    FAILED = "failed"
+    """It answered 5xx or 429."""
+    REFUSED = "refused"
+    """No connection."""
+    RESET = "reset"
+    """The connection broke before the answer's end. A kept-alive one that the backend had closed while it
+    was idle is no fault of its: that is ``CANCELLED``."""
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+    """Our side or the client gave up: says nothing about the backend."""
+    OUTRUN = "outrun"
+    """A hedge sent elsewhere was answered first: it is at least that slow."""
+
+
+_OK = Outcome.OK
+
+
+def backend_of(address: str) -> Backend:
+    """The address of a ``policy.BackendSpec``, taken apart. Raises ``ValueError``."""
+    if address.startswith("unix:"):
+        return Backend(path=address[5:])
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not host:port, [v6]:port or unix:/path")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return Backend(host=host, port=int(port))
+
+
+class Upstream:
+    """One backend as this worker sees it."""
+
+    __slots__ = (
+        "_owner",
+        "_samples",
+        "_waiting",
+        "active",
+        "address",
+        "back_since_s",
+        "backend",
+        "down",
+        "ejections",
+        "ewma_s",
+        "fail_rate",
+        "failures",
+        "floor",
+        "half_open",
+        "others",
+        "out_for_s",
+        "out_until_s",
+        "outrun",
+        "recent",
+        "report_s",
+        "reported_slots",
+        "room",
+        "seen",
+        "seen_before",
+        "served",
+        "since_s",
+        "slope",
+        "spec",
+        "step",
+        "sticky_id",
+        "streak",
+        "stuck_since_s",
+        "trial_until_s",
+        "watched",
+        "weight",
+    )
+
+    def __init__(self, owner: "Upstreams", spec: policy.BackendSpec) -> None:
+        self._owner = owner
+        self._samples = owner.samples
+        self._waiting: Sequence[object] = owner.line.waiting
+        self.spec = spec
+        self.address = spec.address
+        self.backend = backend_of(spec.address)
+        self.sticky_id = backend_id(owner.policy.name, spec.address)
+        """What a sticky cookie calls it: the same in all workers, and after a restart."""
+        self.active = 0
+        """Requests and tunnels under way."""
+        self.room = spec.slots or NO_BOUND
+        self.ewma_s = 0.0
+        """Mean latency of good answers; 0 = none yet."""
+        self.served = 0
+        """Good answers."""
+        self.failures = 0
+        self.slope = self.floor = self.step = self.weight = 1.0
+        """``active * slope + floor`` is the score; ``step`` the distance between its turns."""
+        self.others = 0
+        """Requests of other workers in it, by its own report."""
+        self.report_s = 0.0
+        self.reported_slots = 0
+        self.down = False
+        """By active probes."""
+        self.out_until_s = 0.0
+        """Ejected until then; 0 = in."""
+        self.out_for_s = 0.0
+        self.half_open = False
+        """Ejected, and may prove itself by one request at a time."""
+        self.trial_until_s = 0.0
+        self.ejections = 0
+        self.back_since_s = self.since_s = float("-inf")
+        self.fail_rate = 0.0
+        self.streak = self.recent = self.seen = self.outrun = 0
+        self.seen_before = 0
+        self.stuck_since_s = 0.0
+        self.watched = True
+        """Something is known about it that an ``end`` may change: new, failing, half-open."""
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.address} active={self.active} {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """For people: ready, draining, gone, down, ejected or half-open."""
+        if self.spec.state != "ready":
+            return self.spec.state
+        if self.down:
+            return "down"
+        if self.half_open:
+            return "half-open"
+        return "ejected" if self.out_until_s else "ready"
+
+    def begin(self) -> None:
+        """A request (or tunnel) goes to it: takes a slot."""
+        self.active += 1
+
+    def end(self, outcome: Outcome, seconds: float, now_s: float) -> None:
+        """It is over: gives the slot back. ``seconds`` to the answer's first byte."""
+        self.active -= 1
+        if outcome is _OK and not self.watched:
+            self.served += 1
+            self.ewma_s += (seconds - self.ewma_s) * EWMA_SHARE
+            self._samples.append(seconds)
+        else:
+            self._note(outcome, seconds, now_s)
+        if self._waiting:
+            self._owner.slot_free(self, now_s)
+
+    def report(self, active: int, slots: int, now_s: float) -> None:
+        """The backend's own load (``Roost-Load``), before the request it came with has ended."""
+        others = active - self.active
+        if others < 0:
+            others = 0
+        self.report_s = now_s
+        if others != self.others:
+            self.floor += (others - self.others) * self.slope
+            self.others = others
+        if slots != self.reported_slots:
+            self.reported_slots = slots
+
+    def attach(self, waiting: Sequence[object]) -> None:
+        """While ``waiting`` is not empty its service is told of each end."""
+        self._waiting = waiting
+
+    def _note(self, outcome: Outcome, seconds: float, now_s: float) -> None:
+        if outcome is Outcome.OK:
+            self._note_good(seconds, now_s)
+            return
+        self.watched = True
+        if outcome is Outcome.CANCELLED:
+            self.trial_until_s = 0.0
+            return
+        if outcome in (Outcome.OUTRUN, Outcome.TIMED_OUT) and seconds > self.ewma_s > 0:
+            self.ewma_s += (seconds - self.ewma_s) * EWMA_SHARE
+        if outcome is Outcome.OUTRUN:
+            self.outrun += 1
+            if self.outrun >= eject.OUTRUN_LIMIT or self.half_open:
+                self._owner.eject(self, now_s)
+            return
+        self.failures += 1
+        self.streak += 1
+        self._remember(1)
+        self.fail_rate += (1.0 - self.fail_rate) * FAIL_SHARE
+        owner = self._owner
+        if outcome in (Outcome.REFUSED, Outcome.RESET) or self.half_open:
+            owner.eject(self, now_s)
+        elif eject.failed_enough(self, owner.policy.outlier) and not eject.common_failures(
+            self, owner.members
+        ):
+            owner.eject(self, now_s)
+
+    def _note_good(self, seconds: float, now_s: float) -> None:
+        self.served += 1
+        share = max(EWMA_SHARE, 1.0 / self.served)  # the first few: their plain mean
+        self.ewma_s += (seconds - self.ewma_s) * share
+        self._samples.append(seconds)
+        self.streak = self.outrun = 0
+        self._remember(0)
+        self.fail_rate *= 1.0 - FAIL_SHARE
+        if self.half_open:
+            self._owner.let_in(self, now_s)
+        if self.fail_rate < 0.01 and not self.recent and self.served * EWMA_SHARE > 1.0:
+            self.fail_rate = 0.0
+            self.watched = False
+
+    def _remember(self, failed: int) -> None:
+        window = self._owner.policy.outlier.window
+        self.recent = ((self.recent << 1) | failed) & ((1 << window) - 1)
+        if self.seen < window:
+            self.seen += 1
+
+
+class Upstreams:
+    """A service as this worker sees it. Survives changes of its policy: see ``updated``."""
+
+    def __init__(
+        self,
+        service: policy.Service,
+        *,
+        unix_offset_s: float = 0.0,
+        rng: Random | None = None,
+    ) -> None:
+        """``unix_offset_s``: Unix time minus the loop's clock, for backends that leave at a known time."""
+        self.policy = service
+        self.samples: list[float] = []
+        self.line = WaitingLine(self._free)
+        self.median_s = 0.0
+        """Median of the backends' mean latencies."""
+        self.p99_s = 0.0
+        self.window = Window()
+        self.latencies = Latencies()
+        self._unix_offset_s = unix_offset_s
+        self._rng = rng or Random(service.name)
+        self._refresh_s = float("-inf")
+        self._refreshed_s: float | None = None
+        self._p99_due_s = 0.0
+        self._counted = 0
+        self._taken = 0
+        """Retries and hedges since the last count: ends that are no requests."""
+        self._turns = balance.Turns()
+        self._ready: tuple[Upstream, ...] = ()
+        self._far: tuple[Upstream, ...] = ()
+        """Well too, but of other zones: when the near ones are full."""
+        self._rest: tuple[Upstream, ...] = ()
+        """Out or down: the last resort."""
+        self._half: tuple[Upstream, ...] = ()
+        self._known: tuple[tuple[Upstream, float], ...] | None = None
+        self._orders = cycle(balance.orders(()))
+        self._idle: balance.Idle | None = None
+        self._ring: balance.Ring | None = None
+        self._by_id: dict[bytes, Upstream] = {}
+        self._slow = True
+        """A pick is more than one scan: half-open backends, many backends, or another algorithm."""
+        self.members: tuple[Upstream, ...] = ()
+        self._set_members(service)
+
+    # --- the requests ------------------------------------------------------------------------------
+
+    def pick(
+        self,
+        now_s: float,
+        *,
+        key: bytes = b"",
+        tried: Collection[Upstream] = (),
+        idempotent: bool = True,
+        waited: asyncio.Future[None] | None = None,
+    ) -> Upstream | None:
+        """Whom to send a request to; the caller begins it at once. None: nobody now.
+
+        ``waited`` is the future of ``pending`` that woke the caller: it goes before newcomers. None is
+        the answer when all are full (then ``anybody`` is true: wait for a slot) or none is there.
+        """
+        if now_s >= self._refresh_s:
+            self.refresh(now_s)
+        if self._slow or tried or self.line.waiting or self.line.promised:
+            return self._pick_with_care(now_s, key, tried, idempotent, waited)
+        best = None
+        low = 1e300
+        for member in next(self._orders):
+            active = member.active
+            if active < member.room:
+                score = active * member.slope + member.floor
+                if score < low:
+                    low = score
+                    best = member
+        if best is None:
+            return self._pick_with_care(now_s, key, tried, idempotent, waited)
+        return best
+
+    def _pick_with_care(
+        self,
+        now_s: float,
+        key: bytes,
+        tried: Collection[Upstream],
+        idempotent: bool,
+        waited: asyncio.Future[None] | None,
+    ) -> Upstream | None:
+        line = self.line
+        if waited is not None:
+            line.serve(waited)
+        elif (line.waiting or line.promised) and not line.passes(now_s):
+            return None
+        bound = self.policy.breaker.max_requests
+        if bound and self.active >= bound:
+            return None
+        kind = self.policy.balance
+        keyed = bool(key) and kind in ("hash", "sticky")
+        if self._half and idempotent and not keyed:
+            for member in self._half:
+                if self._try_out(member, now_s, tried):
+                    return member
+        if keyed:
+            chosen = self._keyed(now_s, key, tried, idempotent)
+        else:
+            chosen = self._chosen(tried)
+        if chosen is None and self._far:
+            chosen = balance.scan(self._far, tried)
+        if chosen is None and self._rest and all(m in tried for m in self._ready + self._far):
+            # All that are well were tried: one that is out is better than giving up.
+            chosen = balance.scan(self._rest, tried)
+        return chosen
+
+    def _try_out(self, member: Upstream, now_s: float, tried: Collection[Upstream]) -> bool:
+        if not eject.trial_due(member, now_s) or member in tried or member.active >= member.room:
+            return False
+        member.trial_until_s = now_s + TRIAL_S
+        return True
+
+    def _chosen(self, tried: Collection[Upstream]) -> Upstream | None:
+        kind = self.policy.balance
+        if kind == "round-robin" or kind == "weighted":
+            return self._turns.next(tried)
+        if kind == "p2c-ewma":
+            return balance.sample(self._ready, 2, self._rng, tried)
+        if self._idle is None:
+            return balance.scan(next(self._orders), tried)
+        return self._idle.take(tried) or balance.sample(
+            self._ready, balance.SAMPLE, self._rng, tried
+        )
+
+    def _keyed(
+        self, now_s: float, key: bytes, tried: Collection[Upstream], idempotent: bool
+    ) -> Upstream | None:
+        ring = self._ring
+        owner = ring.owner(key) if ring is not None else self._by_id.get(key)
+        if owner is not None and owner.half_open:
+            if idempotent and self._try_out(owner, now_s, tried):
+                return owner
+        elif (
+            ring is None
+            and owner is not None
+            and owner in self._ready + self._far
+            and owner not in tried
+            and owner.active < owner.room
+        ):
+            return owner
+        if ring is None:
+            return self._chosen(tried)
+        return ring.choose(key, self._ready, tried)
+
+    def pending(self) -> asyncio.Future[None] | None:
+        """A place in the line of those who wait for a slot; None: the line is full.
+
+        It is done when a slot is free: then call ``pick(..., waited=future)``. It fails with
+        ``TimeoutError`` after ``breaker.pending_s``. Who no longer wants it calls ``leave(future)``.
+        """
+        breaker = self.policy.breaker
+        return self.line.join(breaker.max_pending, breaker.pending_s)
+
+    def leave(self, future: asyncio.Future[None], now_s: float) -> None:
+        """Give a place of ``pending`` up, before or after it was woken."""
+        self.line.leave(future, now_s)
+
+    def may_retry(self, now_s: float) -> bool:
+        """Take a retry from the budget."""
+        retries = self.policy.retries
+        if not self.window.take_retry(retries.budget_share, retries.budget_per_s, now_s):
+            return False
+        self._taken += 1
+        return True
+
+    def may_hedge(self, now_s: float) -> bool:
+        """Take a hedge from the budget."""
+        hedging = self.policy.hedging
+        if not hedging.enabled or not self.window.take_hedge(hedging.max_share, now_s):
+            return False
+        self._taken += 1
+        return True
+
+    def hedge_after_s(self) -> float:
+        """How long an answer may take before a hedge is worth it: twice the p99."""
+        after_s = self.policy.hedging.after_s
+        if self.latencies.count < HEDGE_SAMPLES:
+            after_s *= 5  # nothing is known yet: a slow service is not a frozen one
+        return max(after_s, 2 * self.p99_s)
+
+    # --- the state ---------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return sum([member.active for member in self.members])
+
+    @property
+    def anybody(self) -> bool:
+        """Whether there is a backend at all (full, ejected and down ones count)."""
+        return bool(self._ready or self._rest or self._half or self._far)
+
+    def eject(self, member: Upstream, now_s: float) -> None:
+        """Take a backend out, if the share of those that are out allows."""
+        if eject.eject(member, self.members, self.policy.outlier, now_s):
+            self._refresh_s = now_s
+
+    def let_in(self, member: Upstream, now_s: float) -> None:
+        """An ejected backend answers again."""
+        eject.let_in(member, now_s)
+        self._refresh_s = now_s
+
+    def set_health(self, states: Mapping[str, bool], now_s: float) -> None:
+        """What the active probes found: address to up. Addresses not in it keep their state."""
+        for member in self.members:
+            up = states.get(member.address)
+            if up is None or up is not member.down:
+                continue
+            member.down = not up
+            if up:
+                eject.let_in(member, now_s)
+            self._refresh_s = now_s
+        self.line.wake(now_s)
+
+    def slot_free(self, member: Upstream, now_s: float) -> None:
+        """A request ended while somebody waits, or in a service that keeps track of idle backends."""
+        if self._idle is not None and member.active == 0:
+            self._idle.put(member)
+        self.line.wake(now_s)
+
+    def updated(self, service: policy.Service) -> "Upstreams":
+        """Take a new policy over. It is the same object: requests under way retry on the new backends.
+
+        Backends whose address is in both keep their ``Upstream`` with all that is known of it.
+        """
+        if service != self.policy:
+            self.policy = service
+            self._set_members(service)
+        return self
+
+    def _set_members(self, service: policy.Service) -> None:
+        kept = {member.address: member for member in self.members}
+        specs = [
+            policy.BackendSpec(address=spec) if isinstance(spec, str) else spec
+            for spec in service.backends
+        ]
+        members = []
+        for spec in {spec.address: spec for spec in specs}.values():
+            member = kept.get(spec.address)
+            if member is None:
+                member = Upstream(self, spec)
+                member.since_s = float("-inf") if self._refreshed_s is None else self._refreshed_s
+            member.spec = spec
+            member.room = spec.slots or NO_BOUND
+            members.append(member)
+        self.members = tuple(members)
+        ready = [m for m in members if m.spec.state == "ready"]
+        self._ring = balance.Ring(ready) if service.balance == "hash" else None
+        self._by_id = {member.sticky_id: member for member in members}
+        self._known = None
+        self._refresh_s = float("-inf")
+
+    def _free(self, now_s: float) -> int:
+        """How many more requests may begin."""
+        if now_s >= self._refresh_s:
+            self.refresh(now_s)
+        free = sum(
+            [max(0, m.room - m.active) for m in self._ready or self._rest]
+            + [max(0, m.room - m.active) for m in self._far]
+        )
+        bound = self.policy.breaker.max_requests
+        return min(free, bound - self.active) if bound else free
+
+    # --- a few times a second ----------------------------------------------------------------------
+
+    def refresh(self, now_s: float) -> None:
+        """Make scores and sets anew from what was seen since the last time."""
+        before_s = self._refreshed_s
+        passed_s = 0.0 if before_s is None else max(0.0, now_s - before_s)
+        self._refreshed_s = now_s
+        self._refresh_s = now_s + max(REFRESH_S, REFRESH_PER_BACKEND_S * len(self.members))
+        self._count(now_s)
+        self._sort_out(now_s)
+        self._score(now_s, passed_s)
+        self._arrange()
+
+    def _count(self, now_s: float) -> None:
+        ended = sum([m.served + m.failures for m in self.members])
+        self.window.count(max(0, ended - self._counted - self._taken), now_s)
+        self._counted = ended
+        self._taken = 0
+        samples = self.samples
+        if samples:
+            self.latencies.add(samples[:SAMPLES_PER_REFRESH], now_s)
+            samples.clear()
+            if now_s >= self._p99_due_s:
+                self._p99_due_s = now_s + 0.25
+                self.p99_s = self.latencies.quantile(0.99)
+
+    def _sort_out(self, now_s: float) -> None:
+        """Who is ready, half-open, out."""
+        ready, half, rest = [], [], []
+        for member in self.members:
+            if member.out_until_s and now_s >= member.out_until_s:
+                self._come_back(member, now_s)
+            left_s = self._left_s(member, now_s)
+            if member.spec.state != "ready" or left_s <= LEFT_S:
+                continue
+            if member.down or (member.out_until_s and not member.half_open):
+                rest.append(member)
+            elif member.half_open:
+                half.append(member)
+            else:
+                ready.append(member)
+        if not ready:  # nobody is left: all are used
+            ready, rest = half + rest, []
+            half = []
+        near, far = self._near(ready)
+        self._ready, self._far = tuple(near), tuple(far)
+        self._half, self._rest = tuple(half), tuple(rest)
+
+    def _come_back(self, member: Upstream, now_s: float) -> None:
+        if not member.half_open:
+            member.half_open = True
+            member.watched = True
+            member.trial_until_s = 0.0
+            member.ewma_s = self.median_s  # what made it slow is over, or the trial shows it
+        elif now_s >= member.out_until_s + 2 * member.out_for_s and not member.trial_until_s:
+            eject.let_in(member, now_s)  # nothing came that could have been a trial
+
+    def _left_s(self, member: Upstream, now_s: float) -> float:
+        leaves_at_s = member.spec.leaves_at_s
+        if leaves_at_s is None:
+            return float("inf")
+        return leaves_at_s - now_s - self._unix_offset_s
+
+    def _near(self, ready: list[Upstream]) -> tuple[list[Upstream], list[Upstream]]:
+        zone = self.policy.zone
+        if not zone:
+            return ready, []
+        near = [m for m in ready if m.spec.zone == zone]
+        whole = sum(
+            m.spec.weight for m in self.members if m.spec.zone == zone and m.spec.state == "ready"
+        )
+        if not near or sum(m.spec.weight for m in near) < ZONE_SHARE * whole:
+            return ready, []
+        return near, [m for m in ready if m.spec.zone != zone]
+
+    def _score(self, now_s: float, passed_s: float) -> None:
+        usable = self._ready + self._far
+        known = sorted([m.ewma_s for m in usable if m.ewma_s > 0.0])
+        median_s = known[(len(known) - 1) // 2] if known else 0.0
+        self.median_s = median_s
+        slots = [m.spec.slots or m.reported_slots for m in usable]
+        mean_slots = sum(slots) / max(1, sum(1 for n in slots if n)) or 1.0
+        weights = {}
+        for member, n in zip(usable, slots, strict=True):
+            self._fade(member, now_s, passed_s)
+            weights[member] = self._weight(member, now_s) * ((n or mean_slots) / mean_slots)
+        mean = sum(weights.values()) / max(1, len(weights)) or 1.0
+        for member, weight in weights.items():
+            cost = self._cost(member, now_s, median_s)
+            member.weight = max(weight / mean, 1e-6)
+            member.step = 1.0 / member.weight
+            member.slope = cost / member.weight
+            member.floor = cost + member.others * member.slope
+
+    def _cost(self, member: Upstream, now_s: float, median_s: float) -> float:
+        """How much worse than the others: by latency and failures; 1 = not."""
+        cost = 1.0 + FAIL_PENALTY * member.fail_rate
+        kind = self.policy.balance
+        if kind == "least-requests" or not median_s:
+            return cost
+        latency_s = member.ewma_s or median_s
+        if member.stuck_since_s:
+            latency_s = max(latency_s, now_s - member.stuck_since_s)
+        if kind == "p2c-ewma":
+            return cost * latency_s / median_s
+        return cost * max(1.0, latency_s / (DEAD_BAND * median_s))
+
+    def _fade(self, member: Upstream, now_s: float, passed_s: float) -> None:
+        """What is not measured any more is forgotten; requests that do not end are noticed."""
+        if member.others and now_s - member.report_s > REPORT_S:
+            member.others = 0
+        seen = member.served + member.failures
+        if seen != member.seen_before or not member.active:
+            member.stuck_since_s = 0.0
+        elif not member.stuck_since_s:
+            member.stuck_since_s = now_s
+        if seen == member.seen_before:
+            keep = max(0.0, 1.0 - passed_s / FORGET_S)
+            member.fail_rate *= keep
+            if member.ewma_s > self.median_s:
+                member.ewma_s = self.median_s + (member.ewma_s - self.median_s) * keep
+        member.seen_before = seen
+        factor = self.policy.outlier.latency_factor
+        if factor and member.served >= eject.LATENCY_SAMPLES and not member.out_until_s:
+            if self.median_s and member.ewma_s > factor * self.median_s:
+                self.eject(member, now_s)
+
+    def _weight(self, member: Upstream, now_s: float) -> float:
+        kind = self.policy.balance
+        weight = 1.0 if kind == "round-robin" else member.spec.weight
+        slow_start_s = self.policy.slow_start_s
+        if slow_start_s > 0.0:
+            weight *= min(1.0, max(SLOWEST_START, (now_s - member.since_s) / slow_start_s))
+        left_s = self._left_s(member, now_s)
+        if left_s < LEAVING_S:
+            weight *= max(0.0, (left_s - LEFT_S) / (LEAVING_S - LEFT_S))
+        return weight
+
+    def _arrange(self) -> None:
+        """Rebuild what depends on who is ready with which weight, if that changed."""
+        ready = self._ready
+        kind = self.policy.balance
+        bounded = self.policy.breaker.max_requests > 0
+        scans = kind in ("least-work", "least-requests", "hash", "sticky")
+        many = len(ready) > balance.SCAN_LIMIT
+        self._slow = bounded or bool(self._half) or kind not in ("least-work", "least-requests")
+        self._slow = self._slow or many
+        known = tuple([(m, m.step) for m in ready])
+        if known == self._known:
+            return
+        self._known = known
+        self._idle = None
+        if not scans:
+            self._turns.rebuild(ready)
+        elif many:
+            self._idle = balance.Idle(ready)
+        else:
+            self._orders = cycle(balance.orders(ready))
+        for member in self.members:
+            member.attach(self.line.waiting if self._idle is None else (self._idle,))
+
+
+def upstreams_of(
+    services: Iterable[policy.Service],
+    before: Mapping[str, Upstreams] | None = None,
+    *,
+    unix_offset_s: float = 0.0,
+) -> dict[str, Upstreams]:
+    """All services of a configuration by name: known ones take their new policy over."""
+    before = before or {}
+    found = {}
+    for service in services:
+        known = before.get(service.name)
+        found[service.name] = (
+            known.updated(service)
+            if known is not None
+            else Upstreams(service, unix_offset_s=unix_offset_s)
+        )
+    return found
