@@ -21,9 +21,13 @@ SCAN_LIMIT = 64
 SAMPLE = 4
 LOAD_BOUND = 1.25
 """Bounded-load hashing: at most this many times the mean load on one backend."""
+LOAD_FLOOR = 4
+"""... but fewer requests than this are no load, so that a quiet service keeps its keys in place."""
 RING_POINTS = 160
 """Points of a backend of mean weight on the ring."""
 ORDER_LENGTH = 64
+KEPT_KEYS = 4096
+KEPT_KEY_BYTES = 256
 
 _INFINITE = math.inf
 
@@ -43,13 +47,31 @@ def scan(members: Sequence["Upstream"], tried: Collection["Upstream"] = ()) -> "
 
 
 def sample(
-    members: Sequence["Upstream"], n: int, rng: Random, tried: Collection["Upstream"] = ()
+    members: Sequence["Upstream"],
+    n: int,
+    rng: Random,
+    tried: Collection["Upstream"] = (),
+    best: "Upstream | None" = None,
 ) -> "Upstream | None":
-    """The better one of ``n`` at random; a scan where none of them can have it."""
+    """The best of ``n`` at random (and ``best``); a scan where none of them can have it."""
     size = len(members)
     if size <= n:
         return scan(members, tried)
-    return scan([members[i] for i in rng.sample(range(size), n)], tried) or scan(members, tried)
+    low = _INFINITE if best is None else best.active * best.slope + best.floor
+    random = rng.random
+    last = -1
+    for _ in range(n):
+        at = int(random() * size)
+        if at == last:  # two different ones
+            at = (at + 1) % size
+        last = at
+        member = members[at]
+        if member.active < member.room:
+            score = member.active * member.slope + member.floor
+            if score < low and member not in tried:
+                low = score
+                best = member
+    return best or scan(members, tried)
 
 
 class Turns:
@@ -167,15 +189,23 @@ class Ring:
         placed.sort(key=lambda item: item[:2])
         self._points = [point for point, _, _ in placed]
         self._owners = [member for _, _, member in placed]
-        self._weight = sum(member.spec.weight for member in members) or 1.0
+        self._at: dict[bytes, int] = {}
+        """Places of keys seen lately."""
 
     def owner(self, key: bytes) -> "Upstream | None":
         """Whose key it is when all are well."""
         return self._owners[self._index(key)] if self._owners else None
 
     def _index(self, key: bytes) -> int:
-        point = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-        return bisect_right(self._points, point) % len(self._points)
+        at = self._at.get(key)
+        if at is None:
+            point = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+            at = bisect_right(self._points, point) % len(self._points)
+            if len(self._at) >= KEPT_KEYS:
+                self._at.clear()
+            if len(key) <= KEPT_KEY_BYTES:
+                self._at[key] = at
+        return at
 
     def choose(
         self, key: bytes, usable: Collection["Upstream"], tried: Collection["Upstream"] = ()
@@ -184,20 +214,23 @@ class Ring:
         owners = self._owners
         if not owners:
             return None
-        per_weight = LOAD_BOUND * (sum([m.active for m in usable]) + 1) / self._weight_of(usable)
         at = self._index(key)
         size = len(owners)
+        per_weight = 0.0
         seen: set[Upstream] = set()
         for offset in range(size):
             member = owners[(at + offset) % size]
             if member in seen:
                 continue
             seen.add(member)
-            if member not in usable or member in tried or member.active >= member.room:
+            active = member.active
+            if member not in usable or member in tried or active >= member.room:
                 continue
-            if member.active < math.ceil(per_weight * member.spec.weight):
+            if active < LOAD_FLOOR:
+                return member
+            if not per_weight:
+                weight = sum([m.spec.weight for m in usable]) or 1.0
+                per_weight = LOAD_BOUND * (sum([m.active for m in usable]) + 1) / weight
+            if active < math.ceil(per_weight * member.spec.weight):
                 return member
         return None
-
-    def _weight_of(self, usable: Collection["Upstream"]) -> float:
-        return sum([member.spec.weight for member in usable]) or self._weight

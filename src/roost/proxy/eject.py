@@ -64,20 +64,18 @@ def let_in(member: "Upstream", now_s: float) -> None:
     member.streak = member.recent = member.outrun = 0
 
 
-def failed_enough(member: "Upstream", passive: policy.PassiveHealth) -> bool:
-    """Whether its errors are too many: in a row, or of the last ones."""
-    if passive.consecutive_errors and member.streak >= passive.consecutive_errors:
-        return True
-    window = passive.window
-    if window <= 0 or member.seen < window:
-        return False
-    return member.recent.bit_count() > passive.error_share * window
-
-
-def common_failures(member: "Upstream", members: Sequence["Upstream"]) -> bool:
-    """Whether the other backends fail as well."""
+def failed_enough(
+    member: "Upstream", passive: policy.PassiveHealth, members: Sequence["Upstream"]
+) -> bool:
+    """Whether its errors are too many, in a row or of the last ones, and are its own."""
+    if not passive.consecutive_errors or member.streak < passive.consecutive_errors:
+        window = passive.window
+        if window <= 0 or member.seen < window:
+            return False
+        if member.recent.bit_count() <= passive.error_share * window:
+            return False
     rates = sorted(m.fail_rate for m in members if m is not member and not m.down)
-    return bool(rates) and rates[(len(rates) - 1) // 2] > COMMON_FAILURES
+    return not rates or rates[(len(rates) - 1) // 2] <= COMMON_FAILURES
 
 
 def trial_due(member: "Upstream", now_s: float) -> bool:

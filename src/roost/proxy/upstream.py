@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle
 from random import Random
 
-from roost.proxy import balance, eject, policy
+from roost.proxy import balance, eject, policy, score
 from roost.proxy.budget import Latencies, Window
 from roost.proxy.cookies import backend_id
 from roost.proxy.pool import Backend
@@ -24,28 +24,14 @@ EWMA_SHARE = 0.1
 """Weight of a new latency in the mean."""
 FAIL_SHARE = 0.2
 """Weight of a new result in the failure rate."""
-FAIL_PENALTY = 10.0
-"""A backend that always fails has its score multiplied by one more than this."""
-DEAD_BAND = 1.3
-"""Latencies up to this many times the median are the same: noise must not move load."""
-FORGET_S = 5.0
-"""A latency or failure rate nobody measures any more fades with this time constant."""
-REPORT_S = 1.0
-"""A backend's own report of its load is believed for this long."""
-LEAVING_S = 60.0
-"""A backend whose host leaves gets less and less over this time ..."""
-LEFT_S = 5.0
-"""... and nothing this long before."""
-ZONE_SHARE = 0.7
-"""The own zone is enough while this share of its weight is well."""
-SLOWEST_START = 0.1
-"""Share of its weight a backend begins with in slow start."""
 TRIAL_S = 10.0
 """A half-open backend whose trial request takes longer than this gets another one."""
 SAMPLES_PER_REFRESH = 256
 HEDGE_SAMPLES = 20
 """Answers before the p99 is believed."""
 
+BUSY = 2.0
+"""Of very many backends an idle one is taken unless its score is above this: then it is a bad one."""
 NO_BOUND = 1 << 60
 
 
@@ -213,10 +199,10 @@ class Upstream:
         if outcome is Outcome.OK:
             self._note_good(seconds, now_s)
             return
-        self.watched = True
         if outcome is Outcome.CANCELLED:
             self.trial_until_s = 0.0
             return
+        self.watched = True
         if outcome in (Outcome.OUTRUN, Outcome.TIMED_OUT) and seconds > self.ewma_s > 0:
             self.ewma_s += (seconds - self.ewma_s) * EWMA_SHARE
         if outcome is Outcome.OUTRUN:
@@ -228,12 +214,11 @@ class Upstream:
         self.streak += 1
         self._remember(1)
         self.fail_rate += (1.0 - self.fail_rate) * FAIL_SHARE
+        if outcome is Outcome.REFUSED:
+            self.fail_rate = 1.0
         owner = self._owner
-        if outcome in (Outcome.REFUSED, Outcome.RESET) or self.half_open:
-            owner.eject(self, now_s)
-        elif eject.failed_enough(self, owner.policy.outlier) and not eject.common_failures(
-            self, owner.members
-        ):
+        at_once = outcome is Outcome.REFUSED or outcome is Outcome.RESET or self.half_open
+        if at_once or eject.failed_enough(self, owner.policy.outlier, owner.members):
             owner.eject(self, now_s)
 
     def _note_good(self, seconds: float, now_s: float) -> None:
@@ -282,15 +267,11 @@ class Upstreams:
         self._refreshed_s: float | None = None
         self._p99_due_s = 0.0
         self._counted = 0
-        self._taken = 0
-        """Retries and hedges since the last count: ends that are no requests."""
+        self._retried = 0
+        """Retries since the last count: ends that are no requests."""
         self._turns = balance.Turns()
-        self._ready: tuple[Upstream, ...] = ()
-        self._far: tuple[Upstream, ...] = ()
-        """Well too, but of other zones: when the near ones are full."""
-        self._rest: tuple[Upstream, ...] = ()
-        """Out or down: the last resort."""
-        self._half: tuple[Upstream, ...] = ()
+        self.sets = score.Sets()
+        self._usable: frozenset[Upstream] = frozenset()
         self._known: tuple[tuple[Upstream, float], ...] | None = None
         self._orders = cycle(balance.orders(()))
         self._idle: balance.Idle | None = None
@@ -319,7 +300,7 @@ class Upstreams:
         """
         if now_s >= self._refresh_s:
             self.refresh(now_s)
-        if self._slow or tried or self.line.waiting or self.line.promised:
+        if self._slow or tried:
             return self._pick_with_care(now_s, key, tried, idempotent, waited)
         best = None
         low = 1e300
@@ -351,20 +332,18 @@ class Upstreams:
         if bound and self.active >= bound:
             return None
         kind = self.policy.balance
+        sets = self.sets
         keyed = bool(key) and kind in ("hash", "sticky")
-        if self._half and idempotent and not keyed:
-            for member in self._half:
+        if idempotent and not keyed:
+            for member in sets.half:
                 if self._try_out(member, now_s, tried):
                     return member
-        if keyed:
-            chosen = self._keyed(now_s, key, tried, idempotent)
-        else:
-            chosen = self._chosen(tried)
-        if chosen is None and self._far:
-            chosen = balance.scan(self._far, tried)
-        if chosen is None and self._rest and all(m in tried for m in self._ready + self._far):
+        chosen = self._keyed(now_s, key, tried, idempotent) if keyed else self._chosen(tried)
+        if chosen is None and sets.far:
+            chosen = balance.scan(sets.far, tried)
+        if chosen is None and tried and all(m in tried for m in sets.ready + sets.far):
             # All that are well were tried: one that is out is better than giving up.
-            chosen = balance.scan(self._rest, tried)
+            chosen = balance.scan(sets.half + sets.rest, tried)
         return chosen
 
     def _try_out(self, member: Upstream, now_s: float, tried: Collection[Upstream]) -> bool:
@@ -377,13 +356,15 @@ class Upstreams:
         kind = self.policy.balance
         if kind == "round-robin" or kind == "weighted":
             return self._turns.next(tried)
-        if kind == "p2c-ewma":
-            return balance.sample(self._ready, 2, self._rng, tried)
+        ready = self.sets.ready
+        if kind == "p2c-ewma" and len(ready) > 2:
+            return balance.sample(ready, 2, self._rng, tried)
         if self._idle is None:
             return balance.scan(next(self._orders), tried)
-        return self._idle.take(tried) or balance.sample(
-            self._ready, balance.SAMPLE, self._rng, tried
-        )
+        chosen = self._idle.take(tried)
+        if chosen is None or chosen.floor > BUSY:
+            chosen = balance.sample(ready, balance.SAMPLE, self._rng, tried, chosen)
+        return chosen
 
     def _keyed(
         self, now_s: float, key: bytes, tried: Collection[Upstream], idempotent: bool
@@ -396,14 +377,14 @@ class Upstreams:
         elif (
             ring is None
             and owner is not None
-            and owner in self._ready + self._far
+            and (owner in self._usable or owner in self.sets.far)
             and owner not in tried
             and owner.active < owner.room
         ):
             return owner
         if ring is None:
             return self._chosen(tried)
-        return ring.choose(key, self._ready, tried)
+        return ring.choose(key, self._usable, tried)
 
     def pending(self) -> asyncio.Future[None] | None:
         """A place in the line of those who wait for a slot; None: the line is full.
@@ -412,6 +393,7 @@ class Upstreams:
         ``TimeoutError`` after ``breaker.pending_s``. Who no longer wants it calls ``leave(future)``.
         """
         breaker = self.policy.breaker
+        self._slow = True  # newcomers wait behind
         return self.line.join(breaker.max_pending, breaker.pending_s)
 
     def leave(self, future: asyncio.Future[None], now_s: float) -> None:
@@ -423,16 +405,13 @@ class Upstreams:
         retries = self.policy.retries
         if not self.window.take_retry(retries.budget_share, retries.budget_per_s, now_s):
             return False
-        self._taken += 1
+        self._retried += 1
         return True
 
     def may_hedge(self, now_s: float) -> bool:
         """Take a hedge from the budget."""
         hedging = self.policy.hedging
-        if not hedging.enabled or not self.window.take_hedge(hedging.max_share, now_s):
-            return False
-        self._taken += 1
-        return True
+        return hedging.enabled and self.window.take_hedge(hedging.max_share, now_s)
 
     def hedge_after_s(self) -> float:
         """How long an answer may take before a hedge is worth it: twice the p99."""
@@ -451,7 +430,7 @@ class Upstreams:
     @property
     def anybody(self) -> bool:
         """Whether there is a backend at all (full, ejected and down ones count)."""
-        return bool(self._ready or self._rest or self._half or self._far)
+        return any(member.spec.state == "ready" for member in self.members)
 
     def eject(self, member: Upstream, now_s: float) -> None:
         """Take a backend out, if the share of those that are out allows."""
@@ -517,10 +496,8 @@ class Upstreams:
         """How many more requests may begin."""
         if now_s >= self._refresh_s:
             self.refresh(now_s)
-        free = sum(
-            [max(0, m.room - m.active) for m in self._ready or self._rest]
-            + [max(0, m.room - m.active) for m in self._far]
-        )
+        usable = self.sets.ready + self.sets.far
+        free = sum([max(0, m.room - m.active) for m in usable])
         bound = self.policy.breaker.max_requests
         return min(free, bound - self.active) if bound else free
 
@@ -529,19 +506,22 @@ class Upstreams:
     def refresh(self, now_s: float) -> None:
         """Make scores and sets anew from what was seen since the last time."""
         before_s = self._refreshed_s
-        passed_s = 0.0 if before_s is None else max(0.0, now_s - before_s)
         self._refreshed_s = now_s
         self._refresh_s = now_s + max(REFRESH_S, REFRESH_PER_BACKEND_S * len(self.members))
         self._count(now_s)
-        self._sort_out(now_s)
-        self._score(now_s, passed_s)
+        unix_s = now_s + self._unix_offset_s
+        self.sets = score.sort_out(self.members, self.policy, now_s, unix_s, self.median_s)
+        passed_s = 0.0 if before_s is None else max(0.0, now_s - before_s)
+        self.median_s = score.rate(self.sets, self.policy, now_s, unix_s, passed_s)
+        for member in score.too_slow(self.sets.ready, self.policy, self.median_s):
+            self.eject(member, now_s)
         self._arrange()
 
     def _count(self, now_s: float) -> None:
         ended = sum([m.served + m.failures for m in self.members])
-        self.window.count(max(0, ended - self._counted - self._taken), now_s)
+        self.window.count(max(0, ended - self._counted - self._retried), now_s)
         self._counted = ended
-        self._taken = 0
+        self._retried = 0
         samples = self.samples
         if samples:
             self.latencies.add(samples[:SAMPLES_PER_REFRESH], now_s)
@@ -550,138 +530,29 @@ class Upstreams:
                 self._p99_due_s = now_s + 0.25
                 self.p99_s = self.latencies.quantile(0.99)
 
-    def _sort_out(self, now_s: float) -> None:
-        """Who is ready, half-open, out."""
-        ready, half, rest = [], [], []
-        for member in self.members:
-            if member.out_until_s and now_s >= member.out_until_s:
-                self._come_back(member, now_s)
-            left_s = self._left_s(member, now_s)
-            if member.spec.state != "ready" or left_s <= LEFT_S:
-                continue
-            if member.down or (member.out_until_s and not member.half_open):
-                rest.append(member)
-            elif member.half_open:
-                half.append(member)
-            else:
-                ready.append(member)
-        if not ready:  # nobody is left: all are used
-            ready, rest = half + rest, []
-            half = []
-        near, far = self._near(ready)
-        self._ready, self._far = tuple(near), tuple(far)
-        self._half, self._rest = tuple(half), tuple(rest)
-
-    def _come_back(self, member: Upstream, now_s: float) -> None:
-        if not member.half_open:
-            member.half_open = True
-            member.watched = True
-            member.trial_until_s = 0.0
-            member.ewma_s = self.median_s  # what made it slow is over, or the trial shows it
-        elif now_s >= member.out_until_s + 2 * member.out_for_s and not member.trial_until_s:
-            eject.let_in(member, now_s)  # nothing came that could have been a trial
-
-    def _left_s(self, member: Upstream, now_s: float) -> float:
-        leaves_at_s = member.spec.leaves_at_s
-        if leaves_at_s is None:
-            return float("inf")
-        return leaves_at_s - now_s - self._unix_offset_s
-
-    def _near(self, ready: list[Upstream]) -> tuple[list[Upstream], list[Upstream]]:
-        zone = self.policy.zone
-        if not zone:
-            return ready, []
-        near = [m for m in ready if m.spec.zone == zone]
-        whole = sum(
-            m.spec.weight for m in self.members if m.spec.zone == zone and m.spec.state == "ready"
-        )
-        if not near or sum(m.spec.weight for m in near) < ZONE_SHARE * whole:
-            return ready, []
-        return near, [m for m in ready if m.spec.zone != zone]
-
-    def _score(self, now_s: float, passed_s: float) -> None:
-        usable = self._ready + self._far
-        known = sorted([m.ewma_s for m in usable if m.ewma_s > 0.0])
-        median_s = known[(len(known) - 1) // 2] if known else 0.0
-        self.median_s = median_s
-        slots = [m.spec.slots or m.reported_slots for m in usable]
-        mean_slots = sum(slots) / max(1, sum(1 for n in slots if n)) or 1.0
-        weights = {}
-        for member, n in zip(usable, slots, strict=True):
-            self._fade(member, now_s, passed_s)
-            weights[member] = self._weight(member, now_s) * ((n or mean_slots) / mean_slots)
-        mean = sum(weights.values()) / max(1, len(weights)) or 1.0
-        for member, weight in weights.items():
-            cost = self._cost(member, now_s, median_s)
-            member.weight = max(weight / mean, 1e-6)
-            member.step = 1.0 / member.weight
-            member.slope = cost / member.weight
-            member.floor = cost + member.others * member.slope
-
-    def _cost(self, member: Upstream, now_s: float, median_s: float) -> float:
-        """How much worse than the others: by latency and failures; 1 = not."""
-        cost = 1.0 + FAIL_PENALTY * member.fail_rate
-        kind = self.policy.balance
-        if kind == "least-requests" or not median_s:
-            return cost
-        latency_s = member.ewma_s or median_s
-        if member.stuck_since_s:
-            latency_s = max(latency_s, now_s - member.stuck_since_s)
-        if kind == "p2c-ewma":
-            return cost * latency_s / median_s
-        return cost * max(1.0, latency_s / (DEAD_BAND * median_s))
-
-    def _fade(self, member: Upstream, now_s: float, passed_s: float) -> None:
-        """What is not measured any more is forgotten; requests that do not end are noticed."""
-        if member.others and now_s - member.report_s > REPORT_S:
-            member.others = 0
-        seen = member.served + member.failures
-        if seen != member.seen_before or not member.active:
-            member.stuck_since_s = 0.0
-        elif not member.stuck_since_s:
-            member.stuck_since_s = now_s
-        if seen == member.seen_before:
-            keep = max(0.0, 1.0 - passed_s / FORGET_S)
-            member.fail_rate *= keep
-            if member.ewma_s > self.median_s:
-                member.ewma_s = self.median_s + (member.ewma_s - self.median_s) * keep
-        member.seen_before = seen
-        factor = self.policy.outlier.latency_factor
-        if factor and member.served >= eject.LATENCY_SAMPLES and not member.out_until_s:
-            if self.median_s and member.ewma_s > factor * self.median_s:
-                self.eject(member, now_s)
-
-    def _weight(self, member: Upstream, now_s: float) -> float:
-        kind = self.policy.balance
-        weight = 1.0 if kind == "round-robin" else member.spec.weight
-        slow_start_s = self.policy.slow_start_s
-        if slow_start_s > 0.0:
-            weight *= min(1.0, max(SLOWEST_START, (now_s - member.since_s) / slow_start_s))
-        left_s = self._left_s(member, now_s)
-        if left_s < LEAVING_S:
-            weight *= max(0.0, (left_s - LEFT_S) / (LEAVING_S - LEFT_S))
-        return weight
-
     def _arrange(self) -> None:
         """Rebuild what depends on who is ready with which weight, if that changed."""
-        ready = self._ready
+        sets = self.sets
         kind = self.policy.balance
-        bounded = self.policy.breaker.max_requests > 0
-        scans = kind in ("least-work", "least-requests", "hash", "sticky")
-        many = len(ready) > balance.SCAN_LIMIT
-        self._slow = bounded or bool(self._half) or kind not in ("least-work", "least-requests")
-        self._slow = self._slow or many
-        known = tuple([(m, m.step) for m in ready])
+        many = len(sets.ready) > balance.SCAN_LIMIT
+        self._slow = (
+            many
+            or kind not in ("least-work", "least-requests")
+            or bool(sets.half or self.line.waiting or self.line.promised)
+            or self.policy.breaker.max_requests > 0
+        )
+        known = tuple([(m, m.step) for m in sets.ready])
         if known == self._known:
             return
         self._known = known
         self._idle = None
-        if not scans:
-            self._turns.rebuild(ready)
+        self._usable = frozenset(sets.ready)
+        if kind == "round-robin" or kind == "weighted":
+            self._turns.rebuild(sets.ready)
         elif many:
-            self._idle = balance.Idle(ready)
+            self._idle = balance.Idle(sets.ready)
         else:
-            self._orders = cycle(balance.orders(ready))
+            self._orders = cycle(balance.orders(sets.ready))
         for member in self.members:
             member.attach(self.line.waiting if self._idle is None else (self._idle,))
 
