@@ -153,6 +153,11 @@ class Upstream:
         return f"<Upstream {self.address} active={self.active} {self.state}>"
 
     @property
+    def service(self) -> str:
+        """Name of its service."""
+        return self._owner.policy.name
+
+    @property
     def state(self) -> str:
         """For people: ready, draining, gone, down, ejected or half-open."""
         if self.spec.state != "ready":
