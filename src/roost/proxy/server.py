@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from roost.proxy.exchange import ClientConnection, Proxy
 from roost.proxy.plan import Router
@@ -39,7 +40,7 @@ class ProxyServer:
         tls: ssl.SSLContext | None = None,
         front: Front | None = None,
     ) -> asyncio.Server:
-        """Accept clients on a bound socket.
+        """Accept clients on a bound socket. Under TLS, ALPN chooses between HTTP/1.1 and HTTP/2.
 
         ``front`` makes the protocol of an accepted connection where it is not simply a
         ``ClientConnection`` (a PROXY header before it, HTTP/2 instead of it). Closing the answer stops
@@ -52,6 +53,11 @@ class ProxyServer:
         def plain() -> asyncio.Protocol:
             return ClientConnection(self.proxy, secure=secure, listener=name)
 
+        if front is None and secure:
+            # Imported here: who has no TLS listener (a host's own balancer) does not carry h2.
+            from roost.proxy.http2 import alpn_front
+
+            front = partial(alpn_front, self.proxy, listener=name)
         server = await loop.create_server(front or plain, sock=sock, backlog=BACKLOG, ssl=tls)
         self._servers.append(server)
         if self._sweeper is None:
@@ -63,6 +69,9 @@ class ProxyServer:
         self.proxy.draining = True
         for server in self._servers:
             server.close()
+        for client in list(self.proxy.clients):
+            if not isinstance(client, ClientConnection):  # HTTP/2 says goodbye before it ends
+                client.drain()
         for _ in range(round(drain_s / DRAIN_STEP_S)):
             if not self.proxy.busy:
                 break

@@ -23,7 +23,7 @@ from hyperframe.frame import (
 )
 
 from roost.proxy.exchange import Limits
-from roost.proxy.http2 import STREAM_WINDOW, STREAMS, Http2Front, alpn_front
+from roost.proxy.http2 import STREAM_WINDOW, STREAMS, Http2Front
 from roost.proxy.http2_stream import WRITE_HIGH
 from roost.proxy.server import ProxyServer
 from tests.support.certificates import Authority
@@ -81,9 +81,7 @@ def h2served(contexts: tuple[ssl.SSLContext, Path], proxied: Callable[..., objec
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
             server = ProxyServer(setup.proxy)
-            await server.listen(
-                sock, tls=contexts[0], front=lambda: alpn_front(setup.proxy, listener="tls")
-            )
+            await server.listen(sock, tls=contexts[0])
             served = Served(setup.proxy, server, sock.getsockname()[1], contexts[1])
             try:
                 yield served
@@ -93,6 +91,12 @@ def h2served(contexts: tuple[ssl.SSLContext, Path], proxied: Callable[..., objec
                 await server.close(drain_s=0)
 
     return running
+
+
+async def eventually(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(15):
+        while not true():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0.01)
 
 
 # --- backends -----------------------------------------------------------------------------------
@@ -158,28 +162,29 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 async def test_httpx_speaks_it(h2served: Callable[..., object]) -> None:
-    async with h2served(echo) as served:
-        async with httpx.AsyncClient(http2=True, verify=served.tls()) as client:
-            url = f"https://localhost:{served.port}"
-            answer = await client.get(f"{url}/a?b=c", headers={"X-One": "1"})
-            assert answer.http_version == "HTTP/2"
-            assert answer.headers["x-echo"] == "yes"
-            lines = answer.text.split("\n")
-            assert lines[0] == "GET /a?b=c HTTP/1.1"
-            assert f"host: localhost:{served.port}" in lines
-            assert "x-one: 1" in lines
-            assert "x-forwarded-proto: https" in lines
-            assert "x-forwarded-for: 127.0.0.1" in lines
-            posted = await client.post(f"{url}/echo", content=b"x" * 100_000)
-            assert posted.content == b"x" * 100_000
-            assert (await client.head(url)).status_code == 200
+    async with (
+        h2served(echo) as served,
+        httpx.AsyncClient(http2=True, verify=served.tls()) as client,
+    ):
+        url = f"https://localhost:{served.port}"
+        answer = await client.get(f"{url}/a?b=c", headers={"X-One": "1"})
+        assert answer.http_version == "HTTP/2"
+        assert answer.headers["x-echo"] == "yes"
+        lines = answer.text.split("\n")
+        assert lines[0] == "GET /a?b=c HTTP/1.1"
+        assert f"host: localhost:{served.port}" in lines
+        assert "x-one: 1" in lines
+        assert "x-forwarded-proto: https" in lines
+        assert "x-forwarded-for: 127.0.0.1" in lines
+        posted = await client.post(f"{url}/echo", content=b"x" * 100_000)
+        assert posted.content == b"x" * 100_000
+        assert (await client.head(url)).status_code == 200
 
 
 async def test_a_client_without_it_gets_http11(h2served: Callable[..., object]) -> None:
-    async with h2served(echo) as served:
-        async with httpx.AsyncClient(verify=served.tls("http/1.1")) as client:
-            answer = await client.get(f"https://localhost:{served.port}/")
-            assert (answer.status_code, answer.http_version) == (200, "HTTP/1.1")
+    async with h2served(echo) as served, httpx.AsyncClient(verify=served.tls("http/1.1")) as client:
+        answer = await client.get(f"https://localhost:{served.port}/")
+        assert (answer.status_code, answer.http_version) == (200, "HTTP/1.1")
 
 
 async def test_cookies_are_joined_and_trace_context_passes(h2served: Callable[..., object]) -> None:
@@ -218,9 +223,7 @@ async def test_many_streams_at_once(h2served: Callable[..., object]) -> None:
     async with h2served(serve) as served:
         client = await served.client()
         asked = {client.ask(b"/%d" % n): b"/%d" % n for n in range(STREAMS)}
-        async with asyncio.timeout(15):
-            while waiting < STREAMS:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: waiting == STREAMS)
         refused = await client.reply(client.ask(b"/one-too-many"))
         assert refused.reset == ErrorCodes.REFUSED_STREAM
         gate.set()
@@ -368,13 +371,10 @@ async def test_a_backend_that_stops_stops_the_upload(h2served: Callable[..., obj
         fields = [(b"content-length", b"%d" % len(data))]
         stream_id = client.ask(method=b"POST", fields=fields, end=False)
         upload = asyncio.create_task(client.upload(stream_id, data))
-        async with asyncio.timeout(10):
-            while not served.fronts or stream_id not in served.fronts[0]._streams:
-                await asyncio.sleep(0.01)
-            stream = served.fronts[0]._streams[stream_id]
-            while stream.is_reading():
-                await asyncio.sleep(0.01)
-            await client.until(lambda: client.h2.local_flow_control_window(stream_id) == 0)
+        await eventually(lambda: served.fronts and stream_id in served.fronts[0]._streams)
+        stream = served.fronts[0]._streams[stream_id]
+        await eventually(lambda: not stream.is_reading())
+        await client.until(lambda: client.h2.local_flow_control_window(stream_id) == 0)
         assert sum(cost for _, cost in stream._in) <= STREAM_WINDOW
         gate.set()
         await upload
@@ -432,9 +432,7 @@ async def test_a_client_that_leaves_takes_its_requests_along(
         await asyncio.wait_for(began.wait(), 10)
         await client.close()
         await asyncio.wait_for(gone.wait(), 10)
-        async with asyncio.timeout(10):
-            while served.proxy.clients:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not served.proxy.clients)
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -610,9 +608,7 @@ async def test_floods_end_the_connection(
         await client.until(lambda: client.closed)
         assert [code for code, _ in client.goaways] == [ErrorCodes.ENHANCE_YOUR_CALM]
         assert begun <= 220
-        async with asyncio.timeout(10):
-            while served.fronts:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not served.fronts)
 
 
 async def test_a_flood_of_continuations_ends_the_connection(
