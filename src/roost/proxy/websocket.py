@@ -83,9 +83,9 @@ class _ServerEnd(End):
         """Walk over the frames to the end of the data, or to the first boundary when leaving. The
         answer is where it stopped."""
         at, size = 0, len(data)
-        if not self._left and size > 4 and data[1] == 126 and not self._farewell:
-            if size == 4 + (data[2] << 8) + data[3]:  # one longer frame
-                return size
+        longer = not self._left and not self._farewell and size > 4 and data[1] == 126
+        if longer and size == 4 + (data[2] << 8) + data[3]:  # exactly one, again
+            return size
         while True:
             if self._left > 0:
                 step = min(self._left, size - at)
