@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from random import Random
 
 from roost.proxy import policy
+from roost.proxy.address import Contexts, backend_of
 from roost.proxy.pool import Backend
-from roost.proxy.upstream import Upstreams, backend_of
+from roost.proxy.upstream import Upstreams
 
 CONCURRENT = 64
 """Most probes under way at once."""
@@ -72,12 +73,12 @@ class Prober:
         changed: Callable[[dict[str, bool]], None],
         *,
         rng: Random | None = None,
-        contexts: Callable[[policy.TlsOrigin], ssl.SSLContext] | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
-        """``changed`` gets the whole table at each change; ``contexts`` makes TLS to backends."""
+        """``changed`` gets the whole table at each change; ``contexts`` is needed for TLS to backends."""
         self._changed = changed
         self._rng = rng or Random()
-        self._contexts = contexts or _context
+        self._contexts = contexts
         self._made: dict[policy.TlsOrigin, ssl.SSLContext] = {}
         self._targets: dict[str, _Target] = {}
         self._due: list[tuple[float, int, _Target]] = []
@@ -223,18 +224,10 @@ class Prober:
             return None
         context = self._made.get(tls)
         if context is None:
+            if self._contexts is None:
+                raise ValueError("probes by TLS need contexts")
             context = self._made[tls] = self._contexts(tls)
         return context
-
-
-def _context(tls: policy.TlsOrigin) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca)
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if tls.certificate:
-        context.load_cert_chain(tls.certificate, tls.key)
-    return context
 
 
 def _request(target: _Target) -> bytes:

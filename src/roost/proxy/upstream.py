@@ -12,6 +12,7 @@ from itertools import cycle
 from random import Random
 
 from roost.proxy import balance, eject, policy, score
+from roost.proxy.address import Contexts, backend_of
 from roost.proxy.budget import Latencies, Window
 from roost.proxy.cookies import backend_id
 from roost.proxy.pool import Backend
@@ -42,7 +43,7 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     """It answered 5xx or 429."""
     REFUSED = "refused"
-    """No connection."""
+    """No connection: refused, unreachable, or not made in time."""
     RESET = "reset"
     """The connection broke before the answer's end. A kept-alive one that the backend had closed while it
     was idle is no fault of its: that is ``CANCELLED``."""
@@ -54,18 +55,6 @@ class Outcome(enum.Enum):
 
 
 _OK = Outcome.OK
-
-
-def backend_of(address: str) -> Backend:
-    """The address of a ``policy.BackendSpec``, taken apart. Raises ``ValueError``."""
-    if address.startswith("unix:"):
-        return Backend(path=address[5:])
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not host:port, [v6]:port or unix:/path")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    return Backend(host=host, port=int(port))
 
 
 class Upstream:
@@ -109,13 +98,13 @@ class Upstream:
         "weight",
     )
 
-    def __init__(self, owner: "Upstreams", spec: policy.BackendSpec) -> None:
+    def __init__(self, owner: "Upstreams", spec: policy.BackendSpec, backend: Backend) -> None:
         self._owner = owner
         self._samples = owner.samples
         self._waiting: Sequence[object] = owner.line.waiting
         self.spec = spec
         self.address = spec.address
-        self.backend = backend_of(spec.address)
+        self.backend = backend
         self.sticky_id = backend_id(owner.policy.name, spec.address)
         """What a sticky cookie calls it: the same in all workers, and after a restart."""
         self.active = 0
@@ -256,8 +245,11 @@ class Upstreams:
         *,
         unix_offset_s: float = 0.0,
         rng: Random | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
-        """``unix_offset_s``: Unix time minus the loop's clock, for backends that leave at a known time."""
+        """``unix_offset_s``: Unix time minus the loop's clock, for backends that leave at a known time.
+        ``contexts`` is needed where backends are reached by TLS.
+        """
         self.policy = service
         self.samples: list[float] = []
         self.line = WaitingLine(self._free)
@@ -268,6 +260,7 @@ class Upstreams:
         self.latencies = Latencies()
         self._unix_offset_s = unix_offset_s
         self._rng = rng or Random(service.name)
+        self._contexts = contexts
         self._refresh_s = float("-inf")
         self._refreshed_s: float | None = None
         self._p99_due_s = 0.0
@@ -339,9 +332,9 @@ class Upstreams:
         kind = self.policy.balance
         sets = self.sets
         keyed = bool(key) and kind in ("hash", "sticky")
-        if idempotent and not keyed:
+        if idempotent and not keyed and not tried:  # neither a retry nor a hedge is a trial
             for member in sets.half:
-                if self._try_out(member, now_s, tried):
+                if self._try_out(member, now_s):
                     return member
         chosen = self._keyed(now_s, key, tried, idempotent) if keyed else self._chosen(tried)
         if chosen is None and sets.far:
@@ -351,8 +344,8 @@ class Upstreams:
             chosen = balance.scan(sets.half + sets.rest, tried)
         return chosen
 
-    def _try_out(self, member: Upstream, now_s: float, tried: Collection[Upstream]) -> bool:
-        if not eject.trial_due(member, now_s) or member in tried or member.active >= member.room:
+    def _try_out(self, member: Upstream, now_s: float) -> bool:
+        if not eject.trial_due(member, now_s) or member.active >= member.room:
             return False
         member.trial_until_s = now_s + TRIAL_S
         return True
@@ -377,7 +370,7 @@ class Upstreams:
         ring = self._ring
         owner = ring.owner(key) if ring is not None else self._by_id.get(key)
         if owner is not None and owner.half_open:
-            if idempotent and self._try_out(owner, now_s, tried):
+            if idempotent and not tried and self._try_out(owner, now_s):
                 return owner
         elif (
             ring is None
@@ -471,30 +464,49 @@ class Upstreams:
         Backends whose address is in both keep their ``Upstream`` with all that is known of it.
         """
         if service != self.policy:
-            self.policy = service
             self._set_members(service)
         return self
 
     def _set_members(self, service: policy.Service) -> None:
-        kept = {member.address: member for member in self.members}
+        """Raises ``ValueError`` or ``OSError`` before anything has changed."""
         specs = [
             policy.BackendSpec(address=spec) if isinstance(spec, str) else spec
             for spec in service.backends
         ]
+        context = None
+        if service.tls is not None:
+            if self._contexts is None:
+                raise ValueError(f"service {service.name!r}: TLS to backends needs contexts")
+            context = self._contexts(service.tls)
+        made = {s.address: (s, backend_of(s.address, service, context)) for s in specs}
+        before, self.policy = self.policy, service
+        same = (service.tls, service.connect_s, service.idle_s) == (
+            before.tls,
+            before.connect_s,
+            before.idle_s,
+        )
+        left = {member.address: member for member in self.members}
         members = []
-        for spec in {spec.address: spec for spec in specs}.values():
-            member = kept.get(spec.address)
+        for address, (spec, backend) in made.items():
+            member = left.pop(address, None)
             if member is None:
-                member = Upstream(self, spec)
+                member = Upstream(self, spec, backend)
                 member.since_s = float("-inf") if self._refreshed_s is None else self._refreshed_s
+            elif not same:
+                member.backend.retire()
+                member.backend = backend
             member.spec = spec
             member.room = spec.slots or NO_BOUND
             members.append(member)
         self.members = tuple(members)
+        for member in (*left.values(), *members):
+            if member.spec.state != "ready" or member.address in left:
+                member.backend.retire()
         ready = [m for m in members if m.spec.state == "ready"]
         self._ring = balance.Ring(ready) if service.balance == "hash" else None
         self._by_id = {member.sticky_id: member for member in members}
         self._known = None
+        self._slow = True
         self._refresh_s = float("-inf")
 
     def _free(self, now_s: float) -> int:
@@ -567,8 +579,12 @@ def upstreams_of(
     before: Mapping[str, Upstreams] | None = None,
     *,
     unix_offset_s: float = 0.0,
+    contexts: Contexts | None = None,
 ) -> dict[str, Upstreams]:
-    """All services of a configuration by name: known ones take their new policy over."""
+    """All services of a configuration by name: known ones take their new policy over.
+
+    Raises ``ValueError`` for an address that is none, ``OSError`` for a certificate that cannot be read.
+    """
     before = before or {}
     found = {}
     for service in services:
@@ -576,6 +592,6 @@ def upstreams_of(
         found[service.name] = (
             known.updated(service)
             if known is not None
-            else Upstreams(service, unix_offset_s=unix_offset_s)
+            else Upstreams(service, unix_offset_s=unix_offset_s, contexts=contexts)
         )
     return found
