@@ -19,6 +19,7 @@ from roost.gateway.dns import zonefile
 from roost.gateway.dns.answer import QUERY_BYTES, Reply, reply
 from roost.gateway.dns.choice import Address, Network
 from roost.gateway.dns.limits import Limits, RateLimiter, Verdict
+from roost.gateway.dns.memo import Memo
 from roost.gateway.dns.zone import Zone
 from roost.ports.errors import Invalid
 from roost.proxy import policy
@@ -47,7 +48,7 @@ class Counts:
 
 
 class DnsServer:
-    """Answers for one zone at one address. ``zone`` may be changed at any time, between two queries."""
+    """Answers for one zone at one address. The zone may change (in place) between any two queries."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class DnsServer:
         self._rates = RateLimiter(self.limits, exempt)
         # Which answer comes first is no secret; a seeded source makes tests repeat.
         self._draw: Callable[[], float] = (rng or random.Random()).random
+        self._memo = Memo(self._draw)
         self._udp: socket.socket | None = None
         self._tcp: asyncio.Server | None = None
         self._connections: dict[_Connection, None] = {}
@@ -145,18 +147,27 @@ class DnsServer:
         if verdict == "drop":
             self.counts.dropped += 1
             return None
-        found = self._reply(wire, client)
-        if found is None:
+        area, version = self.zone.locate(client).area, self.zone.version
+        kept = self._memo.find(wire, area, version)
+        found = self._reply(wire, client) if kept is None else None
+        what = found or (kept and kept[0])
+        if what is None:
             return None
         if verdict == "pass" and not free:
-            verdict = rates.equal_response(network, (found.kind, found.name), now_s)
-        if verdict == "pass":
-            return found.udp()
+            verdict = rates.equal_response(network, (what.kind, what.name), now_s)
+        if verdict == "drop":
+            self.counts.dropped += 1
+            return None
         if verdict == "slip":
             self.counts.slipped += 1
-            return found.truncated()
-        self.counts.dropped += 1
-        return None
+            found = found or self._reply(wire, client)
+            return found.truncated() if found is not None else None
+        if kept is not None:
+            return kept[1]
+        assert found is not None
+        answer = found.udp()
+        self._memo.keep(wire, area, found, answer)
+        return answer
 
     def _reply(self, wire: bytes, client: Address) -> Reply | None:
         """The reply; None where none is due. A fault of ours costs one answer, never the server."""

@@ -167,6 +167,8 @@ class Zone:
     def __init__(self, data: ZoneData, *, serial: int = 1) -> None:
         self.data = data
         self.serial = serial & 0xFFFFFFFF or 1
+        self.version = 0
+        """Rises with whatever may change an answer."""
         self._soa = self._make_soa()
         self._down: set[Address] = set()
         self._down_regions: set[str] = set()
@@ -244,6 +246,7 @@ class Zone:
             self._measured[pair] = latency_ms
         # Not a change of the zone: the serial stays.
         self._latency_ms = {**self.data.latency_ms, **self._measured}
+        self.version += 1
 
     def _mark(self, down: set[T], what: T, healthy: bool) -> None:
         if healthy == (what in down):
@@ -251,6 +254,7 @@ class Zone:
             self._changed()
 
     def _changed(self) -> None:
+        self.version += 1
         # Serial arithmetic of RFC 1982: it wraps, and 0 is skipped.
         self.serial = (self.serial + 1) & 0xFFFFFFFF or 1
         self._soa = self._make_soa()
