@@ -113,7 +113,7 @@ class RouteRewriter:
         self._add = (rewrite.add_prefix or "").rstrip("/").encode()
         fields = _pairs(rewrite.request_headers)
         if rewrite.host:
-            fields += ((b"host", rewrite.host.encode("idna")),)
+            fields += ((b"host", rewrite.host.encode("ascii")),)
         self._request = fields
         self._response = _pairs(rewrite.response_headers)
         self._sticky = sticky
