@@ -17,6 +17,7 @@ import pytest
 from roost.gateway.dns import zonefile
 from roost.gateway.dns.limits import Limits
 from roost.gateway.dns.server import DnsServer, bind, from_policy
+from roost.gateway.dns.zone import Zone
 from roost.ports.errors import Invalid
 from roost.proxy import policy
 from tests.unit.gateway.dns_setup import ZONE, a_zone, query, values
@@ -247,6 +248,49 @@ async def test_the_policy_starts_it_and_a_reload_keeps_what_works(tmp_path: Path
         await server.close()
     with pytest.raises(dns.exception.Timeout):
         await dns.asyncquery.udp(query(WEB), HOST, 0.05, server.port)
+
+
+async def test_probes_turn_answers_away_from_what_does_not_answer_and_back() -> None:
+    with socket.create_server((HOST, 0)) as well, socket.socket() as other:
+        port = well.getsockname()[1]
+        # The same port of another loopback address: nobody listens there yet.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.2", port))
+        text = f"""
+            zone = "z.example"
+            nameservers = ["ns.example.net."]
+            [[endpoints]]
+            name = "api"
+            strategy = "all"
+            probe = {{ port = {port}, interval_s = 0.05, timeout_s = 1.0 }}
+            [[endpoints.places]]
+            name = "one"
+            addresses = ["{HOST}"]
+            [[endpoints.places]]
+            name = "two"
+            addresses = ["127.0.0.2"]
+        """
+        zone = Zone(zonefile.parse(text).data)
+        server = DnsServer(zone, f"{HOST}:0", limits=Limits(responses_per_s=0, all_per_s=0))
+        await server.start()
+
+        async def answered(*expected: str) -> None:
+            async with asyncio.timeout(DEADLINE_S):
+                while set(  # noqa: ASYNC110
+                    values(await udp(server, query("api.z.example")))
+                ) != set(expected):
+                    await asyncio.sleep(0.01)
+
+        try:
+            await answered(HOST)
+            other.listen()
+            await answered(HOST, "127.0.0.2")
+            other.close()
+            await answered(HOST)
+            server.reload(zonefile.parse(text.replace("probe =", "#")))
+            await answered(HOST, "127.0.0.2")
+        finally:
+            await server.close()
 
 
 async def test_ipv6_and_ipv4_clients_of_a_dual_socket() -> None:

@@ -48,6 +48,10 @@ def endpoint(more: str = "", place: str = 'name = "p"\naddresses = ["192.0.2.1"]
         (HEAD + endpoint('strategy = "odd"'), r"endpoints\[0\].strategy: Invalid enum value 'odd'"),
         (HEAD + endpoint("answers = 0"), "answers: at least 1"),
         (HEAD + endpoint() + record("e", "A", "192.0.2.1"), "cannot have A or AAAA records beside"),
+        (HEAD + endpoint("probe = { port = 0 }"), r"endpoints\[0\].probe.port: 1 to 65535"),
+        (HEAD + endpoint("probe = { port = 1, path = 'x' }"), "probe.path: begins with /"),
+        (HEAD + endpoint("probe = { port = 1, interval_s = 0.0 }"), "at least 0.05"),
+        (HEAD + endpoint("probe = { port = 1, healthy_after = 0 }"), "at least 1"),
         (HEAD + endpoint() * 2, "endpoint e is given twice"),
         (
             HEAD + endpoint(place='name = "p"\naddresses = ["192.0.2.1"]\nweight = -1.0'),

@@ -55,6 +55,20 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """How the addresses of an endpoint are asked whether they are well."""
+
+    port: int
+    protocol: Literal["tcp", "http"] = "tcp"
+    """``tcp``: a connection is enough; ``http``: a GET of ``path`` must give 200 to 399."""
+    path: str = "/"
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+    healthy_after: int = 2
+    unhealthy_after: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A name that lives in several places."""
 
@@ -64,6 +78,7 @@ class Endpoint:
     answers: int = 1
     """Places in one answer (``all`` gives every one)."""
     ttl_s: int = 30
+    probe: Probe | None = None
 
 
 class Networks:

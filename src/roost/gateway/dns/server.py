@@ -20,6 +20,7 @@ from roost.gateway.dns.answer import QUERY_BYTES, Reply, reply
 from roost.gateway.dns.choice import Address, Network
 from roost.gateway.dns.limits import Limits, RateLimiter, Verdict
 from roost.gateway.dns.memo import Memo
+from roost.gateway.dns.probing import EndpointProbes
 from roost.gateway.dns.zone import Zone
 from roost.ports.errors import Invalid
 from roost.proxy import policy
@@ -67,6 +68,9 @@ class DnsServer:
         # Which answer comes first is no secret; a seeded source makes tests repeat.
         self._draw: Callable[[], float] = (rng or random.Random()).random
         self._memo = Memo(self._draw)
+        self._probes = EndpointProbes(zone, rng=rng)
+        self.sockets: tuple[socket.socket, socket.socket] | None = None
+        """(udp, tcp) while it serves: a successor may be given duplicates, then nothing is lost."""
         self._udp: socket.socket | None = None
         self._tcp: asyncio.Server | None = None
         self._connections: dict[_Connection, None] = {}
@@ -82,13 +86,14 @@ class DnsServer:
 
     async def start(self, sockets: tuple[socket.socket, socket.socket] | None = None) -> None:
         """Serve, on (udp, tcp) ``sockets`` if given. Raises ``Invalid`` where the address cannot be used."""
-        udp, tcp = sockets or bind(self.host, self.port)
+        self.sockets = udp, tcp = sockets or bind(self.host, self.port)
         self.port = udp.getsockname()[1]
         loop = asyncio.get_running_loop()
         udp.setblocking(False)
         self._udp = udp
         self._tcp = await loop.create_server(lambda: _Connection(self), sock=tcp, backlog=BACKLOG)
         loop.add_reader(udp.fileno(), self._readable)
+        self._probes.watch()
         self._sweep = loop.call_later(SWEEP_S, self._sweep_idle)
 
     async def close(self) -> None:
@@ -96,7 +101,8 @@ class DnsServer:
         if self._udp is not None:
             asyncio.get_running_loop().remove_reader(self._udp.fileno())
             self._udp.close()
-            self._udp = None
+            self._udp = self.sockets = None
+        await self._probes.close()
         if self._sweep is not None:
             self._sweep.cancel()
         if self._tcp is not None:
@@ -111,6 +117,7 @@ class DnsServer:
     def reload(self, loaded: zonefile.Loaded) -> None:
         """Serve another version of the zone file, with its limits. Raises ``Invalid``: nothing changed."""
         self.zone.replace(loaded.data)
+        self._probes.watch()
         if loaded.limits != self.limits:
             self.limits = loaded.limits
             self._rates = RateLimiter(loaded.limits, loaded.exempt)

@@ -111,6 +111,12 @@ class ZoneData:
             for depth in range(1, len(key)):
                 self.nodes.setdefault(key[:depth], EMPTY)
 
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All endpoints."""
+        nodes = self.nodes.values()
+        return tuple(node.endpoint for node in nodes if node.endpoint is not None)
+
     def _check(self) -> None:
         for key, node in self.nodes.items():
             name = self.shown(key)
@@ -170,7 +176,8 @@ class Zone:
         self.version = 0
         """Rises with whatever may change an answer."""
         self._soa = self._make_soa()
-        self._down: set[Address] = set()
+        self._down: set[tuple[str, Address]] = set()
+        """Of one endpoint, or ("") of all."""
         self._down_regions: set[str] = set()
         self._measured: dict[tuple[str, str], float] = {}
         self._latency_ms: dict[tuple[str, str], float] = dict(data.latency_ms)
@@ -229,9 +236,9 @@ class Zone:
             self._changed()
         return tuple(sorted(stale))
 
-    def set_health(self, address: str, healthy: bool) -> None:
-        """What a prober found out about one address of whatever endpoint."""
-        self._mark(self._down, ip_address(address), healthy)
+    def set_health(self, address: str, healthy: bool, *, endpoint: str = "") -> None:
+        """What a prober found out about one address of an endpoint (of whatever endpoint: "")."""
+        self._mark(self._down, (endpoint, ip_address(address)), healthy)
 
     def set_region_health(self, region: str, healthy: bool) -> None:
         """A whole region is gone, or back."""
@@ -273,10 +280,11 @@ class Zone:
     @property
     def addresses(self) -> frozenset[str]:
         """Every address of every endpoint: what a prober should look at."""
-        nodes = self.data.nodes.values()
-        endpoints = [node.endpoint for node in nodes if node.endpoint is not None]
         return frozenset(
-            str(address) for e in endpoints for place in e.places for address in place.addresses
+            str(address)
+            for endpoint in self.data.endpoints
+            for place in endpoint.places
+            for address in place.addresses
         )
 
     def find(self, key: Key, rdtype: int) -> Node | Delegation | None:
@@ -334,6 +342,10 @@ class Zone:
         """Where a client is."""
         return self.data.networks.find(address, length)
 
+    def _is_down(self, endpoint: Endpoint, address: Address) -> bool:
+        down = self._down
+        return bool(down) and ((endpoint.name, address) in down or ("", address) in down)
+
     def _choose(
         self, endpoint: Endpoint, rdtype: int, client: Client, draw: Callable[[], float]
     ) -> list[Address]:
@@ -345,7 +357,7 @@ class Zone:
                 continue
             every.append((place, of_type))
             if place.healthy and place.region not in self._down_regions:
-                up = tuple([a for a in of_type if a not in self._down]) if self._down else of_type
+                up = tuple([a for a in of_type if not self._is_down(endpoint, a)])
                 if up:
                     well.append((place, up))
         # When nobody is well the health data is more likely wrong than everything broken.

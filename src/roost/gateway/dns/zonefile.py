@@ -18,7 +18,16 @@ import dns.rdatatype
 import msgspec
 from dns.rdtypes.ANY.TXT import TXT
 
-from roost.gateway.dns.choice import Area, Endpoint, Location, Network, Networks, Place, Strategy
+from roost.gateway.dns.choice import (
+    Area,
+    Endpoint,
+    Location,
+    Network,
+    Networks,
+    Place,
+    Probe,
+    Strategy,
+)
 from roost.gateway.dns.limits import Limits
 from roost.gateway.dns.zone import EMPTY, Key, Node, RecordSet, SoaTimes, ZoneData
 from roost.ports.errors import Invalid
@@ -49,12 +58,23 @@ class _Place(_Part, frozen=True, kw_only=True):
     healthy: bool = True
 
 
+class _Probe(_Part, frozen=True, kw_only=True):
+    port: int
+    protocol: Literal["tcp", "http"] = "tcp"
+    path: str = "/"
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+    healthy_after: int = 2
+    unhealthy_after: int = 3
+
+
 class _Endpoint(_Part, frozen=True, kw_only=True):
     name: str
     places: tuple[_Place, ...]
     strategy: Strategy = "nearest"
     answers: int = 1
     ttl_s: int | None = None
+    probe: _Probe | None = None
 
 
 class _Networks(_Part, frozen=True, kw_only=True):
@@ -229,7 +249,12 @@ class _Builder:
         if len({place.name for place in places}) < len(places):
             raise Invalid(f"{where}.places: two have one name")
         self._endpoints[key] = Endpoint(
-            endpoint.name, places, endpoint.strategy, endpoint.answers, ttl_s
+            endpoint.name,
+            places,
+            endpoint.strategy,
+            endpoint.answers,
+            ttl_s,
+            _probe(endpoint.probe, f"{where}.probe"),
         )
 
     def _place(self, place: _Place, where: str) -> Place:
@@ -349,6 +374,20 @@ def _network(text: str, where: str) -> Network:
         return ip_network(text)
     except ValueError as error:
         raise Invalid(f"{where}: {error}") from error
+
+
+def _probe(probe: _Probe | None, where: str) -> Probe | None:
+    if probe is None:
+        return None
+    if not 0 < probe.port < 65536:
+        raise Invalid(f"{where}.port: 1 to 65535")
+    if not probe.path.startswith("/") or not probe.path.isprintable() or " " in probe.path:
+        raise Invalid(f"{where}.path: begins with / and has no spaces")
+    if min(probe.interval_s, probe.timeout_s) < 0.05:
+        raise Invalid(f"{where}: interval_s and timeout_s are at least 0.05")
+    if min(probe.healthy_after, probe.unhealthy_after) < 1:
+        raise Invalid(f"{where}: healthy_after and unhealthy_after are at least 1")
+    return Probe(**msgspec.structs.asdict(probe))
 
 
 def _location(location: Location | None, where: str) -> Location | None:
