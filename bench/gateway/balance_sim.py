@@ -271,7 +271,7 @@ def _plan(simulation: Simulation, scenario: str, seconds: float) -> None:
     s = simulation
     third, half = seconds / 4, seconds / 2
     if scenario == "hetero":
-        for index, speed in enumerate((1.0, 1.0, 1.0, 0.5, 0.25)):
+        for index, speed in enumerate(HETERO):
             s.slow(index, speed)
     elif scenario == "degrade":
         s.at(third, lambda: s.slow(0, 1 / 8))
@@ -307,6 +307,7 @@ def _churn(s: Simulation, seconds: float) -> None:
             s.at(when_s + 4 + step / 2, lambda index=index, speed=speed: s.slow(index, speed))
 
 
+HETERO = (1.0, 1.0, 1.0, 0.5, 0.25)
 SCENARIOS = ("equal", "hetero", "degrade", "antag", "hang", "crash", "churn", "failing")
 
 
@@ -322,7 +323,8 @@ def simulate(
     hedging: bool = False,
     slow_start_s: float = 0.0,
 ) -> Result:
-    """One scenario with five backends of four slots each."""
+    """One scenario with five backends of four slots each; ``load`` is of what they can do at best."""
+    capacity = sum(HETERO) if scenario == "hetero" else 5.0
     service = policy.Service(
         name="sim",
         backends=tuple(f"127.0.0.1:{8001 + n}" for n in range(5)),
@@ -331,7 +333,7 @@ def simulate(
     )
     simulation = Simulation(
         service,
-        rate=load * 5 * 4 / MEAN_S,
+        rate=load * capacity * 4 / MEAN_S,
         seed=seed,
         workers=workers,
         reports=reports,

@@ -74,6 +74,11 @@ def sample(
     return best or scan(members, tried)
 
 
+def _phase(index: int, size: int) -> float:
+    """Where in its step a backend begins: each elsewhere, so that rare turns do not come together."""
+    return (index + 0.5) / size
+
+
 class Turns:
     """Smooth weighted round robin, as the earliest due time first: a turn costs O(log n)."""
 
@@ -83,13 +88,13 @@ class Turns:
         self._now = 0.0
 
     def rebuild(self, members: Sequence["Upstream"]) -> None:
-        """Other members: those who stay keep their place, new ones begin in mid-step."""
+        """Other members: those who stay keep their place, new ones begin somewhere in their step."""
         due = {member: at for at, _, member in self._heap}
         self._heap = []
         for index, member in enumerate(members):
             at = due.get(member)
             if at is None or at > self._now + member.step:
-                at = self._now + member.step / 2
+                at = self._now + member.step * _phase(index, len(members))
             self._heap.append((at, index, member))
         heapq.heapify(self._heap)
 
@@ -123,7 +128,7 @@ def orders(members: Sequence["Upstream"]) -> list[tuple["Upstream", ...]]:
     length = len(members)
     if len({member.step for member in members}) > 1:
         length = max(ORDER_LENGTH, length)
-    heap = [(member.step / 2, index) for index, member in enumerate(members)]
+    heap = [(m.step * _phase(index, len(members)), index) for index, m in enumerate(members)]
     heapq.heapify(heap)
     found = []
     for _ in range(length):
