@@ -259,6 +259,8 @@ class DataHosts:
         self._strangers: set[DataConnection] = set()
         self._serving: set[DataConnection] = set()
         self._live: Counter[str] = Counter()
+        self.peers: dict[str, str] = {}
+        """Address from which each of the hosts dialled last."""
         self._complaints: dict[str, float] = {}
         self._servers: list[asyncio.Server] = []
 
@@ -309,6 +311,7 @@ class DataHosts:
         if len(parked) > PARKED_PER_HOST:
             parked[0].transport.close()
         connection.counted = True
+        self.peers[connection.host_id] = connection.peer
         self._live[connection.host_id] += 1
         if self._live[connection.host_id] == 1:
             self._on_change(connection.host_id, True)
@@ -334,6 +337,7 @@ class DataHosts:
             self._live[host_id] -= 1
             if not self._live[host_id]:
                 del self._live[host_id]
+                self.peers.pop(host_id, None)
                 self._on_change(host_id, False)
 
     def complain(self, peer: str, reason: str) -> None:

@@ -238,11 +238,15 @@ async def test_the_policy_starts_it_and_a_reload_keeps_what_works(tmp_path: Path
         soa = await udp(server, query("cloud.example.org", "SOA"))
         assert " 7 " in values(soa, "SOA")[0]
         more = ZONE.replace('"192.0.2.1", "192.0.2.2", "192.0.2.3"', '"192.0.2.77"')
-        server.reload(zonefile.parse(more + "[limits]\nslip = 0\n"))
+        (tmp_path / "zone.toml").write_text(more + "[limits]\nslip = 0\n")
+        await server.reread()
         assert values(await udp(server, query(WEB))) == ["192.0.2.77"]
         assert server.limits.slip == 0
         with pytest.raises(Invalid):
             server.reload(zonefile.parse(ZONE.replace("cloud.example.org", "other.example")))
+        (tmp_path / "zone.toml").write_text("zone =")
+        with pytest.raises(Invalid, match=r"zone\.toml"):
+            await server.reread()
         assert values(await udp(server, query(WEB))) == ["192.0.2.77"]
     finally:
         await server.close()

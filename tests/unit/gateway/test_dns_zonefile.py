@@ -97,3 +97,10 @@ def test_a_file_with_a_table_beside_it(tmp_path: Path) -> None:
         zonefile.load(tmp_path / "zone.toml")
     with pytest.raises(Invalid, match="cannot be read"):
         zonefile.load(tmp_path / "none.toml")
+
+
+def test_the_example_of_the_documentation_loads() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dns.md").read_text()
+    example = page.split("# zone.toml\n", 1)[1].split("```", 1)[0]
+    zone = Zone(zonefile.parse(example).data)
+    assert values(ask(zone, "api.cloud.example.org.", subnet="10.1.2.0/24")) == ["198.51.100.10"]

@@ -61,6 +61,8 @@ class DnsServer:
         rng: random.Random | None = None,
     ) -> None:
         self.zone = zone
+        self.file: Path | None = None
+        """The zone file, where it came from one."""
         self.limits = limits or Limits()
         self.counts = Counts()
         self.host, self.port = _split(address)
@@ -113,6 +115,12 @@ class DnsServer:
                 connection.transport.abort()
             else:
                 connection.transport.close()
+
+    async def reread(self) -> None:
+        """Read the zone file again (in a thread: tables of networks are long). Raises ``Invalid``:
+        nothing changed."""
+        if self.file is not None:
+            self.reload(await asyncio.to_thread(zonefile.load, self.file))
 
     def reload(self, loaded: zonefile.Loaded) -> None:
         """Serve another version of the zone file, with its limits. Raises ``Invalid``: nothing changed."""
@@ -379,7 +387,10 @@ def from_policy(dns: policy.Dns, *, folder: Path, serial: int) -> DnsServer:
     ``folder`` is the gateway file's, relative to which the zone file is named. ``serial`` is the SOA's
     first one: the Unix time keeps it rising across restarts.
     """
-    loaded = zonefile.load(folder / dns.zone)
-    return DnsServer(
+    file = folder / dns.zone
+    loaded = zonefile.load(file)
+    server = DnsServer(
         Zone(loaded.data, serial=serial), dns.address, limits=loaded.limits, exempt=loaded.exempt
     )
+    server.file = file
+    return server

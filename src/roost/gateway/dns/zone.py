@@ -226,8 +226,12 @@ class Zone:
         while len(self._gone) > GONE_ROUTES:
             del self._gone[next(iter(self._gone))]
         self._routes = routes
+        known_hosts = {
+            host_id: tuple(ip_address(address) for address in addresses)
+            for host_id, addresses in (hosts or {}).items()
+        }
         notebooks = {
-            label: _addresses(routes.get(f"kernel/{name[2:]}"), hosts or {})
+            label: _addresses(routes.get(f"kernel/{name[2:]}"), known_hosts)
             for name in routes
             if name.startswith("n/") and (label := _label(name[2:]))
         }
@@ -382,10 +386,12 @@ def _label(id: str) -> bytes:
     return label if 0 < len(label) <= 63 and b"." not in label and b"?" not in label else b""
 
 
-def _addresses(route: Route | None, hosts: Mapping[str, Iterable[str]]) -> tuple[Address, ...]:
+def _addresses(
+    route: Route | None, hosts: Mapping[str, tuple[Address, ...]]
+) -> tuple[Address, ...]:
     if route is None or not isinstance(route.target, Host):
         return ()
-    return tuple(ip_address(address) for address in hosts.get(route.target.host_id, ()))
+    return hosts.get(route.target.host_id, ())
 
 
 @lru_cache(maxsize=4096)

@@ -3,8 +3,9 @@
 The format is described in docs/dns.md. Never keeps half a file: it loads whole or not at all.
 """
 
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -138,6 +139,26 @@ def parse(text: str, shown: str = "zone", folder: Path | None = None) -> Loaded:
         return _Builder(file, folder).build()
     except Invalid as error:
         raise Invalid(f"{shown}: {error.message}", hint=error.hint) from error
+
+
+def for_edges(zone: str, addresses: Sequence[str]) -> Loaded:
+    """A zone without a file: its own name, its name server and its notebooks are at ``addresses``."""
+    listed = ", ".join(f'"{address}"' for address in addresses)
+    families = {"A": 4, "AAAA": 6}
+    records = "".join(
+        f'[[records]]\nname = "ns1"\ntype = "{kind}"\nvalues = [{values}]\n'
+        for kind, version in families.items()
+        if (values := ", ".join(f'"{a}"' for a in addresses if ip_address(a).version == version))
+    )
+    text = (
+        f"zone = {json.dumps(zone)}\n"
+        'nameservers = ["ns1"]\n'
+        f"{records}"
+        f'[[endpoints]]\nname = "@"\nstrategy = "all"\n'
+        f'[[endpoints.places]]\nname = "edge"\naddresses = [{listed}]\n'
+        '[notebooks]\nendpoint = "@"\n'
+    )
+    return parse(text, f"zone {zone}")
 
 
 def _readable(message: str) -> str:
