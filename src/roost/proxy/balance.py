@@ -25,7 +25,8 @@ LOAD_FLOOR = 4
 """... but fewer requests than this are no load, so that a quiet service keeps its keys in place."""
 RING_POINTS = 160
 """Points of a backend of mean weight on the ring."""
-ORDER_LENGTH = 64
+ORDERS = 256
+"""Orders of the same backends a scan goes through in turn, at most (or one a backend)."""
 KEPT_KEYS = 4096
 KEPT_KEY_BYTES = 256
 
@@ -121,20 +122,26 @@ def orders(members: Sequence["Upstream"]) -> list[tuple["Upstream", ...]]:
     """The same members in several orders, each beginning with another one, as often as its weight says.
 
     A scan takes the first of several that are equally good: with these orders in turn, idle backends
-    are used evenly.
+    are used evenly. The others come behind the first in different orders too: what one of them does
+    not get goes to all the others, not to its neighbour.
     """
     if not members:
         return [()]
-    length = len(members)
+    size = len(members)
+    length = size * max(1, min(size - 1, ORDERS // size))
     if len({member.step for member in members}) > 1:
-        length = max(ORDER_LENGTH, length)
-    heap = [(m.step * _phase(index, len(members)), index) for index, m in enumerate(members)]
+        length = max(ORDERS, size)
+    heap = [(m.step * _phase(index, size), index) for index, m in enumerate(members)]
     heapq.heapify(heap)
     found = []
+    times = [0] * size
     for _ in range(length):
         at, index = heap[0]
         heapq.heapreplace(heap, (at + members[index].step, index))
-        found.append((*members[index:], *members[:index]))
+        others = (*members[index + 1 :], *members[:index])
+        cut = times[index] % size
+        times[index] += 1
+        found.append((members[index], *others[cut:], *others[:cut]))
     return found
 
 

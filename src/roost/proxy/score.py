@@ -18,6 +18,8 @@ DEAD_BAND = 1.3
 """Latencies up to this many times the median are the same."""
 FAIL_PENALTY = 10.0
 """A backend that always fails has its score multiplied by one more than this."""
+FAIL_NOISE = 0.05
+"""A failure rate below this is none: a single failure must not keep an idle backend idle."""
 FORGET_S = 5.0
 """A latency or failure rate nobody measures any more fades with this time constant."""
 REPORT_S = 1.0
@@ -146,7 +148,7 @@ def _weight(member: "Upstream", service: policy.Service, now_s: float, unix_s: f
 
 def _cost(member: "Upstream", kind: policy.Balance, now_s: float, median_s: float) -> float:
     """How much worse than the others: by latency and failures; 1 = not."""
-    cost = 1.0 + FAIL_PENALTY * member.fail_rate
+    cost = 1.0 + FAIL_PENALTY * member.fail_rate if member.fail_rate > FAIL_NOISE else 1.0
     if kind == "least-requests" or not median_s:
         return cost
     ratio = (member.ewma_s or median_s) / median_s
