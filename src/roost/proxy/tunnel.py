@@ -114,9 +114,10 @@ class Tunnel:
         from_one: bytes = b"",
         from_two: bytes = b"",
         one_ended: bool = False,
+        two_ended: bool = False,
     ) -> None:
         """Join them; the bytes given were read earlier and go first. Both must be reading, unless
-        ``one`` has ended its side already."""
+        they have ended their side already."""
         first, second = End(self, one), self.second(self, two)
         self._ends = (first, second)
         first.start(second, from_one)
@@ -126,6 +127,8 @@ class Tunnel:
                 end.peer.set_reading(False)
         if one_ended:
             first.eof_received()
+        if two_ended:
+            second.eof_received()
         if self._idle_s:
             self._watch()
 
