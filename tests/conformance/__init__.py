@@ -1,0 +1,1 @@
+"""Conformance harnesses: programs as they run, judged from outside."""
