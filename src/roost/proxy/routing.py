@@ -99,6 +99,8 @@ Outcome = Callable[[Request], Decision]
 
 def _own_answer(guard: Guard, make: Outcome) -> Outcome:
     """An answer without a backend, for those who may have it."""
+    if guard.admit_later is not None:
+        raise ValueError("an answer of our own cannot wait for scrypt or another server's word")
     admit = guard.admit
     if admit is None:
         return make
