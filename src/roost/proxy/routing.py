@@ -33,13 +33,12 @@ QUERY_PARTS = 200
 _GOLDEN = 0.6180339887498949
 
 _ODD = re.compile(
-    rb"(?P<slash>\\)|(?P<fragment>#)|(?P<zero>%00)|(?P<escape>%(?![0-9A-Fa-f]{2}))"
+    rb"(?P<slash>\\)|(?P<zero>%00)|(?P<escape>%(?![0-9A-Fa-f]{2}))"
     rb"|(?P<dots>(?:/|%2f|%5c)(?:\.|%2e){1,2}(?=/|%2f|%5c|;|\Z))",
     re.IGNORECASE,
 )
 _WHY = {
     "slash": "a backslash in the path",
-    "fragment": "a fragment in the request target",
     "zero": "an escaped NUL in the path",
     "escape": "a % in the path that begins no escape",
     "dots": "dot segments in a path are not served: ask for the path they lead to",
@@ -52,7 +51,7 @@ Decision = Plan | Answer
 
 def readings(path: bytes) -> tuple[str, ...] | Answer:
     """How servers may read a path: escapes decoded, and (if that differs) escaped slashes taken for
-    slashes and several slashes for one. Dot segments (escaped or not), backslashes, fragments, NUL and
+    slashes and several slashes for one. Dot segments (escaped or not), backslashes, NUL and
     broken escapes are refused: there is one way to write such a path."""
     odd = _ODD.search(path)
     if odd is not None:
