@@ -40,7 +40,8 @@ class Unix(_Target, frozen=True, kw_only=True):
 
 
 class Host(_Target, frozen=True, kw_only=True):
-    """A raw stream to a service of a host, through one of its parked data connections."""
+    """A service of a host, through one of its parked data connections: a raw stream, or HTTP on routes
+    of other kinds."""
 
     host_id: str
     service: str
@@ -79,7 +80,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def streams(self) -> bool:
         """Whether this route carries raw streams (also while it is on hold)."""
-        return isinstance(self.target, Host) or self.name.split("/", 1)[0] in STREAM_KINDS
+        return self.name.split("/", 1)[0] in STREAM_KINDS
 
 
 def default_prefix(name: str) -> str:

@@ -10,6 +10,7 @@ import hmac
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 from roost.gateway.holding import Pulse, Waiting
 from roost.gateway.model import STREAM_HOLD_S, Hold, Host, Route, RouteTable, Target, Tcp, Unix
@@ -64,11 +65,15 @@ class EdgeRouter:
         self._on_waiting = on_waiting
         self._told: dict[str, float] = {}
         self._streams: dict[Tunnel, Route] = {}
+        self._backends: dict[tuple[Target, int], Backend] = {}
 
     def replace(self, table: RouteTable) -> None:
         """Use ``table`` from now on: who waits looks again, streams to a place that is no longer the
         route's end (their clients dial again and reach the new one)."""
         self.table = table
+        places = {self._place(route) for route in table.by_name.values()}
+        for place in [place for place in self._backends if place not in places]:
+            self._backends.pop(place).retire()
         for tunnel, opened in list(self._streams.items()):
             route = table.by_name.get(opened.name)
             moved = route is not None and not isinstance(route.target, Hold)
@@ -84,7 +89,7 @@ class EdgeRouter:
 
     def decide(self, request: Request) -> Backend | Answer | None:
         """See ``Router``."""
-        path = request.path
+        path = request.path.decode("latin-1")
         if path == HEALTH:
             return self._health()
         if _DOT_SEGMENT.search(path):
@@ -92,17 +97,43 @@ class EdgeRouter:
         route = self.table.match(path)
         if route is None:
             return Answer(404, f"there is no route for {path[:200]}")
-        if route.tokens and not _may(route, request.fields.authorization):
+        if route.tokens and not _may(route, request.fields.get(b"authorization") or b""):
             challenge = (("WWW-Authenticate", "Bearer"),)
             return Answer(401, f"{route.name} needs a valid bearer token", fields=challenge)
-        target = route.target
         if route.streams:
             return self._check_stream(route, request)
-        if isinstance(target, Unix):
-            return Backend(path=target.path)
-        if isinstance(target, Tcp):
-            return Backend(host=target.host, port=target.port)
-        return None
+        return self._backend(route)
+
+    def _backend(self, route: Route) -> Backend | None:
+        """The HTTP server a route points to; None while it is on hold."""
+        target = route.target
+        if isinstance(target, Hold):
+            return None
+        place = self._place(route)
+        known = self._backends.get(place)
+        if known is None:
+            if isinstance(target, Unix):
+                known = Backend(path=target.path)
+            elif isinstance(target, Tcp):
+                known = Backend(host=target.host, port=target.port)
+            else:
+                known = Backend(host=target.host_id, dial=partial(self._dial, route, target))
+            self._backends[place] = known
+        return known
+
+    async def _dial(
+        self, route: Route, target: Host
+    ) -> tuple[asyncio.Transport, Callable[[], None]]:
+        """An HTTP connection to a service of a host that cannot be dialled: through a parked one."""
+        connection = self.hosts.take(target.host_id)
+        if connection is None:
+            self._tell(route.name)
+            raise _NotYet(f"host {target.host_id} has no data connection", None, status=504)
+        first = await self._opened(route, target, connection)
+        if first:
+            connection.transport.abort()
+            raise _NotYet(f"{route.name} spoke before it was asked", LONGEST_DELAY_S)
+        return connection.transport, partial(self.hosts.gone, connection)
 
     @staticmethod
     def _check_stream(route: Route, request: Request) -> Answer | None:
@@ -155,7 +186,7 @@ class EdgeRouter:
                 self.waiting.leave(size)
 
     def _budget_s(self, request: Request) -> float:
-        route = self.table.match(request.path)
+        route = self.table.match(request.path.decode("latin-1"))
         if route is None:
             return 0.0
         return self._stream_hold_s if route.streams else route.hold_s
@@ -168,10 +199,12 @@ class EdgeRouter:
         if decision is not None:
             try:
                 return await pool.connect(decision)
+            except RoostError as error:
+                return _refusal(error)
             except (OSError, TimeoutError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it does not answer"
                 raise _NotYet(f"the backend cannot be reached: {reason}", 0.0) from error
-        route = self.table.match(request.path)
+        route = self.table.match(request.path.decode("latin-1"))
         assert route is not None
         if isinstance(route.target, Host):
             return await self._open(route, route.target)
@@ -184,6 +217,14 @@ class EdgeRouter:
             self._tell(route.name)
             raise _NotYet(f"host {target.host_id} has no data connection", None, status=504)
         try:
+            first = await self._opened(route, target, connection)
+        except RoostError as error:
+            return _refusal(error)
+        return self._stream(route, connection, first)
+
+    async def _opened(self, route: Route, target: Host, connection: DataConnection) -> bytes:
+        """Have the agent connect ``connection`` to the service. Raises ``_NotYet``, or what is final."""
+        try:
             first = await connection.open(target.service, route.epoch, self._ids.new("st"))
         except Retry as error:
             raise _NotYet(error.message, min(error.after_s, 1.0)) from error
@@ -191,14 +232,10 @@ class EdgeRouter:
             # The route is about to change: control learns of the loss too.
             self._tell(route.name)
             raise _NotYet(error.message, LONGEST_DELAY_S) from error
-        except Denied as error:
-            return Answer(403, str(error))
-        except RoostError as error:
-            return Answer(502, str(error))
         if self.table.by_name.get(route.name) != route:
             connection.transport.abort()
             raise _NotYet(f"{route.name} moved meanwhile", 0.0)
-        return self._stream(route, connection, first)
+        return first
 
     def _stream(self, route: Route, connection: DataConnection, first: bytes) -> Stream:
         def joined(tunnel: Tunnel) -> None:
@@ -226,6 +263,10 @@ def _may(route: Route, authorization: bytes) -> bool:
         return False
     digest = hashlib.sha256(token.strip()).hexdigest()
     return any([hmac.compare_digest(digest, allowed) for allowed in route.tokens])
+
+
+def _refusal(error: RoostError) -> Answer:
+    return Answer(403 if isinstance(error, Denied) else 502, str(error))
 
 
 def _too_many() -> Answer:

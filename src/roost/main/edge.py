@@ -27,7 +27,7 @@ from roost.gateway.streams import DataHosts
 from roost.gateway.transfer import BlobTransfer
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Invalid, RoostError
-from roost.proxy.exchange import Proxy
+from roost.proxy.front import Proxy
 from roost.proxy.server import ProxyServer
 
 log = logging.getLogger("roost.edge")

@@ -1,423 +1,282 @@
-"""One client connection: its requests, one after the other, and the answers streamed back.
+"""One request and its answer: streamed back to the client while it arrives.
 
-Where a request goes is the ``Router``'s decision; Roost is not known here. On the hit path (a decision
-at once, an idle backend connection) there is no task and no await. Bytes in flight are bounded in both
-directions: a side that does not take bytes stops the other from being read.
+One object per client connection, used for its requests one after the other. An answer that is whole in one
+read and has a length takes a short way: no reader, no events, no copies beyond one. Bytes in flight are
+bounded in both directions: a side that does not take bytes stops the other from being read.
 """
 
-import asyncio
-import logging
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from roost.proxy.answers import Answer
+from roost.proxy.attempts import LOST, RACE_S, Attempts, packed
+from roost.proxy.framing import HEAD_LIMIT, FramingError
+from roost.proxy.heads import Request
+from roost.proxy.plan import Finished, Plan, Stream
+from roost.proxy.pool import Backend, BackendConnection
+from roost.proxy.responses import ResponseHead, ResponseReader, read_response
+from roost.proxy.tunnel import Tunnel
+from roost.proxy.upstream import Outcome
 
-from roost.proxy.answers import Answer, render
-from roost.proxy.framing import HEAD_LIMIT, Body, FramingError, head_end
-from roost.proxy.heads import Request, ResponseHead, ResponseReader, read_request
-from roost.proxy.plan import Plan, Router, Stream
-from roost.proxy.pool import BackendConnection, Pool
-from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
-
-log = logging.getLogger(__name__)
-
-JOIN_LIMIT = 16 << 10
-"""Pieces are written as one up to this many bytes."""
-REPLAY_LIMIT = 64 << 10
-"""Most bytes of a request's body kept to send it again."""
-ATTEMPTS = 3
-"""Most backends tried for one request once bytes were sent."""
-GONE_S = 2.0
-"""A client that ended its side while its request waits for a backend is taken for gone after this."""
-INFINITE = math.inf
+_OK = Outcome.OK
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Times are seconds."""
+class Exchange(Attempts):
+    """Implements ``pool.BackendUser``."""
 
-    head_s: float = 15.0
-    """From a request's first byte to the end of its head (not extended by more bytes)."""
-    idle_s: float = 75.0
-    """Between requests."""
-    upload_s: float = 60.0
-    """Between two pieces of a request's body."""
-    response_s: float = 600.0
-    """From the request to the first byte of the answer."""
-    stream_s: float = 3600.0
-    """Between two pieces of an answer (event streams are silent for long)."""
-    stall_s: float = 120.0
-    """A client that takes none of the bytes waiting for it."""
-    half_closed_s: float = 30.0
-    """For an answer to a client that has ended its side: it may be half-closed, it may be gone."""
-    linger_s: float = 5.0
-    """Reading on after an error, so that the client gets to see the answer."""
-    connections: int = 10_000
-    """Most client connections of one process."""
+    __slots__ = ("_left", "_status", "bytes_out", "outcome", "refused")
 
+    def _restart(self) -> None:
+        super()._restart()
+        self._left = 0
+        """Bytes still to come of an answer that is passed on as it is."""
+        self._status = 0
+        self.bytes_out = 0
+        self.outcome = "ok"
+        self.refused = ""
 
-def packed(pieces: list[bytes]) -> list[bytes]:
-    """Few small pieces become one write, so one packet; a large body is never copied onto a head."""
-    if len(pieces) < 2 or sum(map(len, pieces)) > JOIN_LIMIT:
-        return pieces
-    return [b"".join(pieces)]
+    # --- the request -----------------------------------------------------------------------------
 
-
-@dataclass
-class Proxy:
-    """What all client connections of a process share."""
-
-    router: Router
-    limits: Limits = field(default_factory=Limits)
-    pool: Pool = field(default_factory=Pool)
-    clients: set["ClientConnection"] = field(default_factory=set)
-    tunnels: set[Tunnel] = field(default_factory=set)
-    requests: int = 0
-    draining: bool = False
-
-    def sweep(self, now_s: float) -> None:
-        """Apply the time limits; to be called a few times a second."""
-        for client in [c for c in self.clients if now_s > c.deadline_s]:
-            client.expired()
-        self.pool.sweep(now_s)
-
-    @property
-    def busy(self) -> int:
-        """Requests being answered."""
-        return sum(1 for client in self.clients if client.request is not None)
-
-    def close(self) -> None:
-        """End everything."""
-        for client in list(self.clients):
-            client.transport.abort()
-        for tunnel in list(self.tunnels):
-            tunnel.close()
-        self.pool.close()
-
-
-class ClientConnection(asyncio.Protocol):
-    """The client's side of the exchanges on one connection."""
-
-    transport: asyncio.Transport
-
-    def __init__(
-        self,
-        proxy: Proxy,
-        *,
-        client: tuple[str, int] | None = None,
-        secure: bool = False,
-        listener: str = "",
-    ) -> None:
-        self.proxy = proxy
-        self.listener = listener
-        self.secure = secure
-        self._given = client
-        self.deadline_s = INFINITE
-        self.request: Request | None = None
-        self._loop = asyncio.get_running_loop()
-        self._client = ""
-        self._buffer = b""
-        self._scanned = 0
-        self._body: Body | None = None
-        self._held: list[bytes] = []
-        self._held_size = 0
-        self._replayable = True
-        self._attempts = 0
-        self._back: BackendConnection | None = None
-        self._finding: asyncio.Task[None] | None = None
-        self._response: ResponseReader | None = None
-        self._begun = False
-        self._blocked = False
-        self._stalled_size = 0
-        self._reading = True
-        self._ended = False
-        self._lingering = False
-
-    # --- the client's bytes ----------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast: uvloop transports are no subclass of asyncio.Transport.
-        transport = cast("asyncio.Transport", transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH)
-        peer = transport.get_extra_info("peername")
-        peer = self._given or peer
-        self._client = str(peer[0]) if isinstance(peer, tuple) else "unix"
-        self.deadline_s = self._loop.time() + self.proxy.limits.head_s
-        if len(self.proxy.clients) >= self.proxy.limits.connections:
-            full = Answer(503, "too many connections", problem=False, retry_after_s=1)
-            transport.write(render(full, close=True))
-            transport.close()
-            self._lingering = True
-            return
-        self.proxy.clients.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self._lingering:
-            return
-        if self._body is not None:
-            self._upload(data)
-        elif self.request is not None:
-            self._buffer += data
-            self._adjust_reading()
-        else:
-            if not self._buffer:
-                self.deadline_s = self._loop.time() + self.proxy.limits.head_s
-            self._buffer = self._buffer + data if self._buffer else data
-            self._next()
-
-    def eof_received(self) -> bool:
-        self._ended = True
-        if self._lingering or self.request is None or self._body is not None:
-            return False  # closes the transport: nobody waits for an answer
-        # A half-closed client may still read; a gone one shows when its answer cannot be sent.
-        grace_s = GONE_S if self._finding else self.proxy.limits.half_closed_s
-        self.deadline_s = min(self.deadline_s, self._loop.time() + grace_s)
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.proxy.clients.discard(self)
-        self._lingering = True
-        if self._finding is not None:
-            self._finding.cancel()
-        self._drop_backend()
-        self.request = None
-
-    def pause_writing(self) -> None:
-        self._blocked = True
-        self._stalled_size = self.transport.get_write_buffer_size()
-        self.deadline_s = self._loop.time() + self.proxy.limits.stall_s
-        if self._back is not None:
-            self._back.set_reading(False)
-
-    def resume_writing(self) -> None:
-        self._blocked = False
-        limits = self.proxy.limits
-        wait_s = limits.idle_s if self.request is None else limits.stream_s
-        self.deadline_s = self._loop.time() + wait_s
-        if self._back is not None:
-            self._back.set_reading(True)
-
-    def expired(self) -> None:
-        """The deadline of the present state has passed."""
-        waiting = self.transport.get_write_buffer_size()
-        if self._blocked and waiting < self._stalled_size:  # slow, but not stalled
-            self._stalled_size = waiting
-            self.deadline_s = self._loop.time() + self.proxy.limits.stall_s
-            return
-        self.deadline_s = INFINITE
-        if self._ended and self._finding:
-            self.transport.close()
-        elif self._lingering or (self.request is None and not self._buffer) or self._begun:
-            self.transport.abort()
-        elif self.request is None:
-            self._refuse(FramingError(408, "the request's head did not arrive in time"))
-        elif self._body is not None:
-            self._fail(Answer(408, "the request's body did not arrive in time", problem=False))
-        else:
-            self._fail(Answer(504, "the backend did not answer in time", problem=False))
-
-    # --- requests --------------------------------------------------------------------------------
-
-    def _next(self) -> None:
-        """Begin as many requests as have arrived, each after the one before is answered."""
-        while self._buffer and self.request is None and not self._lingering:
-            if self._buffer.startswith(b"\r\n"):  # RFC 9112 section 2.2: a stray empty line
-                self._buffer = self._buffer[2:]
-                continue
-            try:
-                end = head_end(self._buffer, self._scanned)
-                if end < 0:
-                    self._scanned = len(self._buffer)
-                    break
-                request = read_request(self._buffer[:end], self._client)
-            except FramingError as error:
-                self._refuse(error)
-                return
-            self._buffer = self._buffer[end:]
-            self._scanned = 0
-            self._begin(request)
-        if self.request is None and self._ended and not self._lingering:
-            self.transport.close()
-        self._adjust_reading()
-
-    def _begin(self, request: Request) -> None:
+    def begin(self, request: Request) -> None:
+        """A request has arrived; of its body perhaps nothing yet."""
         self.request = request
-        self.proxy.requests += 1
-        self.deadline_s = INFINITE
-        self._body = request.body()
-        self._held = []
-        self._held_size = 0
-        self._replayable = True
-        self._attempts = 0
-        self._begun = False
-        if self._body is not None and self._buffer:
-            data, self._buffer = self._buffer, b""
-            self._upload(data)
-            if self._lingering:
-                return
-        decision = self.proxy.router.decide(request)
-        if isinstance(decision, Answer):
-            self._answer(decision)
+        now_s = self.began_s = self._time()
+        proxy = self.proxy
+        proxy.requests += 1
+        plan = proxy.router.decide(request)
+        if plan.__class__ is not Plan or not plan.plain or request.has_body:  # type: ignore[union-attr]
+            self._begin(request, plan)
             return
-        back = None
-        if decision is not None and not isinstance(decision, Plan):
-            back = self.proxy.pool.take(decision, repeatable=request.idempotent)
-        if back is not None:
-            self._attach(back)
-        else:
-            self._finding = self._loop.create_task(self._find(request))
-
-    def _upload(self, data: bytes) -> None:
-        """Pass on a piece of the request's body; what follows the body is the next request's."""
-        assert self._body is not None
-        try:
-            out, rest = self._body.feed(data)
-        except FramingError as error:
-            self._refuse(error)
+        assert isinstance(plan, Plan)
+        self.plan = plan
+        upstream = plan.upstreams.pick(now_s, idempotent=request.idempotent)
+        if upstream is None:
+            self.place()
             return
-        if self._body.done:
-            self._body = None
-            self._buffer = rest
-        if self._back is None or self._replayable:
-            self._hold(out)
-        if self._back is not None:
-            self.deadline_s = self._loop.time() + (
-                self.proxy.limits.response_s if self._body is None else self.proxy.limits.upload_s
-            )
-            self._back.send(out)
-        self._adjust_reading()
-
-    def _hold(self, data: bytes) -> None:
-        self._held.append(data)
-        self._held_size += len(data)
-        if self._held_size > REPLAY_LIMIT:
-            self._replayable = False
-            if self._back is not None:
-                self._held = []
-
-    def _adjust_reading(self) -> None:
-        """Read from the client only while there is somewhere to put it."""
-        if self._body is None:
-            wanted = len(self._buffer) <= HEAD_LIMIT or self.request is None or self._lingering
-        elif self._back is None:
-            wanted = self._held_size <= REPLAY_LIMIT
-        else:
-            wanted = not self._back.blocked
-        if wanted == self._reading or self._ended or self.transport.is_closing():
+        upstream.begin()
+        back = upstream.backend.take(now_s, repeatable=request.idempotent)
+        if back is None:
+            self.simple = request.direct
+            self.reach(upstream, now_s)
             return
-        self._reading = wanted
-        if wanted:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
-
-    async def _find(self, request: Request) -> None:
-        """Ask the router until there is a backend, a stream or an answer."""
-        try:
-            found = await self.proxy.router.find(request, self.proxy.pool)
-        except Exception:  # a defect must not leave a client waiting
-            log.exception("routing %r failed", request.path)
-            found = Answer(500, "the proxy failed; its log says why", problem=False)
-        self._finding = None
-        if self._lingering:  # refused meanwhile (a broken body)
-            if not isinstance(found, Answer):
-                found.transport.abort()
-            return
-        if isinstance(found, Answer):
-            self._answer(found)
-            self._next()
-        elif isinstance(found, Stream):
-            self._join(found)
-        else:
-            self._attach(found)
-
-    def _attach(self, back: BackendConnection) -> None:
-        """Send the request (again, if it was sent before)."""
-        assert self.request is not None
-        self._back = back
+        self.back = back
+        self.simple = request.direct
         back.user = self
-        self._attempts += 1
-        self._response = ResponseReader(self.request.method, decode=not self.request.http11)
-        limits = self.proxy.limits
-        timeout_s = limits.response_s if self._body is None else limits.upload_s
-        self.deadline_s = self._loop.time() + timeout_s
-        for piece in packed(
-            [self.request.forward(b"https" if self.secure else b"http"), *self._held]
-        ):
-            back.send(piece)
-        if not self._replayable:
-            self._held = []
-        if self._blocked:
-            back.set_reading(False)
-        if back.transport.is_closing():  # lost between its connect and now
-            back.user = None
-            self._loop.call_soon(self._lost_early, back)
-        self._adjust_reading()
+        back.upstream = upstream
+        back.began_s = now_s
+        self._sent = 1
+        head = request.forwarded or request.forward()
+        back.transport.write(proxy.numbered(request, head) if request.numbered else head)
+        self.client.deadline_s = now_s + plan.timeouts.response_s
+        if not self.watched and plan.hedging.enabled:
+            proxy.watch(self)
 
-    def _lost_early(self, back: BackendConnection) -> None:
-        if self._back is back:
-            self.backend_lost(ConnectionResetError())
+    def _begin(self, request: Request, decision: Plan | Backend | Answer | None) -> None:
+        """The long way: a body, hooks, an answer of our own, or a router that waits."""
+        self.simple = False
+        self.client.deadline_s = self.began_s + self.client.limits.upload_s
+        self.body = request.body()
+        if self.body is not None:
+            if isinstance(decision, Plan):
+                self.plan = decision
+                self._keep_bytes = decision.retries.replay_bytes
+            if not self.client.take_body():
+                return
+        if isinstance(decision, Answer):
+            self.own(decision)
+        elif isinstance(decision, Plan):
+            self.admit(decision)
+            if not self.watched and decision.hedging.enabled and self.request is not None:
+                self.proxy.watch(self)
+        else:
+            self.find(decision)
 
-    # --- the backend's bytes ---------------------------------------------------------------------
+    # --- the answer ------------------------------------------------------------------------------
 
-    def answered(self, data: bytes) -> None:
+    def answered(self, back: BackendConnection, data: bytes) -> None:
         """See ``BackendUser``."""
-        response, request = self._response, self.request
-        assert response is not None and request is not None
-        if not self._blocked:
-            self.deadline_s = self._loop.time() + self.proxy.limits.stream_s
-        try:
-            events = response.feed(data)
-        except FramingError as error:
-            self._backend_broke(error.message)
+        if not self.simple:
+            self._answered(back, data)
             return
-        pieces = []
+        left = self._left
+        if left:
+            self._pass(back, data, left)
+            return
+        end = data.find(b"\r\n\r\n") + 4
+        if back.reader is not None or not 3 < end <= HEAD_LIMIT or self.proxy.draining:
+            self._answered(back, data)
+            return
+        try:
+            head = read_response(data[:end])
+        except FramingError as error:
+            self._broke(back, error.message)
+            return
+        if not head.plain:
+            self._answered(back, data)
+            return
+        left = head.length + end - len(data)  # type: ignore[operator]  # plain: it has a length
+        transport = self.client.transport
+        if left or transport.is_closing():
+            self._stream(back, data, end, head, left)
+            return
+        if end < 1024 and len(data) < 8192:
+            transport.write(head.whole + data[end:])
+        else:
+            transport.write(head.whole)
+            transport.write(memoryview(data)[end:])
+        now_s = self._time()
+        if head.load is not None:
+            back.upstream.report(*head.load, now_s)  # type: ignore[union-attr]  # simple: it has one
+        back.upstream.end(_OK, now_s - back.began_s, now_s)  # type: ignore[union-attr]
+        self.back = None
+        self.proxy.pool.give(back, now_s)
+        if self.proxy.observer is not None:
+            self.last = back.upstream
+            self._status = head.status
+            self.bytes_out = len(data)
+            self._observe()
+        self.request = None
+        self.client.again(now_s)
+
+    def _stream(
+        self, back: BackendConnection, data: bytes, end: int, head: ResponseHead, left: int
+    ) -> None:
+        """The first piece of an answer that is passed on as it is."""
+        if left < 0 or self.client.transport.is_closing():
+            self._answered(back, data)
+            return
+        self._left = left
+        self.begun = True
+        self._status = head.status
+        self._loads(back, head)
+        back.first_s = self._time() - back.began_s
+        self.chosen(back)
+        transport = self.client.transport
+        self.client.deadline_s = self._time() + self.silence_s
+        self.bytes_out += len(data)
+        transport.write(head.whole)
+        if len(data) > end:
+            transport.write(memoryview(data)[end:])
+
+    def _pass(self, back: BackendConnection, data: bytes, left: int) -> None:
+        """A later piece of an answer that is passed on as it is."""
+        left -= len(data)
+        self._left = left
+        if left < 0:  # the backend says more than it promised: its connection is of no use any more
+            data = data[:left]
+        self.bytes_out += len(data)
+        self.client.send(data)
+        if left > 0:
+            if not self.blocked:
+                self.client.deadline_s = self._time() + self.silence_s
+            return
+        self._left = 0
+        self._complete(back, reusable=left == 0, close=self.proxy.draining)
+
+    def _answered(self, back: BackendConnection, data: bytes) -> None:
+        request = self.request
+        assert request is not None
+        reader = back.reader
+        if reader is None:
+            reader = back.reader = ResponseReader(request.method, decode=not request.http11)
+        try:
+            events = reader.feed(data)
+        except FramingError as error:
+            self._broke(back, error.message)
+            return
+        pieces: list[bytes] = []
         for event in events:
             if isinstance(event, bytes):
                 pieces.append(event)
-            elif event.status == 101:
-                self._switch(event, response)
+            elif event.status < 200 and event.status != 101:
+                pieces += self._interim(event, request)
+            elif self._elsewhere(back, event):
                 return
-            elif event.status >= 200 or request.http11:
-                pieces.append(self._head(event, request))
-        for piece in packed(pieces):
-            self._send(piece)
-        if response.done:
-            self._complete()
-        elif not response.untouched and response.head is None:
-            self.deadline_s = self._loop.time() + self.proxy.limits.response_s
-
-    def backend_flow(self) -> None:
-        """See ``BackendUser``."""
-        self._adjust_reading()
-
-    def backend_lost(self, error: Exception | None) -> None:
-        """See ``BackendUser``."""
-        response, request = self._response, self.request
-        self._back = self._response = None
-        if response is None or request is None:
-            return
-        ended = response.ended()
-        if self._begun:
-            if ended == "clean" and error is None:
-                self._finish(close=True)
-            elif response.head is not None and response.head.length is None and error is not None:
-                self.transport.abort()  # only a reset tells the client that the body was cut
             else:
-                self.transport.close()
-            return
-        repeatable = request.idempotent and self._replayable and self._attempts < ATTEMPTS
-        if repeatable and response.untouched:
-            self.deadline_s = INFINITE
-            self._finding = self._loop.create_task(self._find(request))
-        else:
-            self._fail(Answer(502, "the backend closed before it answered", problem=False))
+                self._first(back, event)
+                if event.status == 101:
+                    self._switch(back, event, reader)
+                    return
+                pieces.append(self._head_bytes(event, request))
+        for piece in packed(pieces):
+            self.bytes_out += len(piece)
+            self.client.send(piece)
+        if reader.done:
+            assert reader.head is not None
+            self._complete(
+                back,
+                reusable=reader.head.keep and not reader.rest,
+                close=self._will_close(reader.head, request),
+            )
+        elif not self.blocked:
+            wait_s = self.silence_s if reader.head is not None else self._wait_s()
+            self.client.deadline_s = self._time() + wait_s
 
-    def _head(self, head: ResponseHead, request: Request) -> bytes:
-        self._begun = True
-        if head.status < 200:
-            return head.kept + b"\r\n"
+    def _interim(self, head: ResponseHead, request: Request) -> list[bytes]:
+        """A 1xx head, passed on where the client knows them and it is from the only copy."""
+        if not request.http11 or self.hedge is not None:
+            return []
+        self.begun = True
+        return [head.kept + b"\r\n"]
+
+    @property
+    def silence_s(self) -> float:
+        """How long the answer may pause."""
+        times = self.plan.timeouts if self.plan is not None else self.client.limits
+        return times.stream_s
+
+    def _first(self, back: BackendConnection, head: ResponseHead) -> None:
+        """A final head: this is the answer."""
+        back.first_s = self._time() - back.began_s
+        self._status = head.status
+        self.chosen(back)
+        self._loads(back, head)
+
+    def _loads(self, back: BackendConnection, head: ResponseHead) -> None:
+        if head.load is not None and back.upstream is not None:
+            back.upstream.report(*head.load, self._time())
+
+    def _elsewhere(self, back: BackendConnection, head: ResponseHead) -> bool:
+        """An answer that says that the backend is unwell: another backend, if that is safe."""
+        plan, upstream, request = self.plan, back.upstream, self.request
+        assert request is not None
+        if plan is None or upstream is None or head.status < 500 or self.begun:
+            return False
+        if head.status not in plan.retries.statuses and not upstream.half_open:
+            return False
+        if not request.idempotent or not self._replayable:
+            return False
+        now_s = self._time()
+        other = None
+        if self.hedge is None:
+            other = self.other_than(upstream, now_s, unsent=False)
+            if other is None:
+                return False
+        self._loads(back, head)
+        self._drop(back, Outcome.FAILED)
+        if other is not None:
+            self.go(other, now_s)
+        return True
+
+    def _drop(self, back: BackendConnection, outcome: Outcome) -> None:
+        """This copy is of no use any more."""
+        if back is self.hedge:
+            self.hedge = None
+        elif back is self.back:
+            self.back, self.hedge = self.hedge, None
+        back.user = None
+        upstream, back.upstream = back.upstream, None
+        if upstream is not None:
+            now_s = self._time()
+            upstream.end(outcome, now_s - back.began_s, now_s)
+        back.transport.abort()
+
+    def _head_bytes(self, head: ResponseHead, request: Request) -> bytes:
+        self.begun = True
+        kept = head.kept
+        plan = self.plan
+        if plan is not None and plan.rewrite is not None and self.back is not None:
+            upstream = self.back.upstream
+            changes = plan.rewrite.response(request, upstream) if upstream is not None else ()
+            if changes:
+                kept = head.changed(changes)
         tail = b"\r\n"
         if head.chunked and request.http11:
             tail = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -425,152 +284,219 @@ class ClientConnection(asyncio.Protocol):
             tail = b"Connection: close\r\n" + tail
         elif not request.http11:
             tail = b"Connection: keep-alive\r\n" + tail
-        return head.kept + tail
+        return kept + tail
 
     def _will_close(self, head: ResponseHead, request: Request) -> bool:
-        if request.closes or self.proxy.draining:
+        if request.closes or self.proxy.draining or self.body is not None:
             return True
         bodiless = request.method == b"HEAD" or head.status in (204, 304)
         return not bodiless and head.length is None and not (head.chunked and request.http11)
 
-    def _complete(self) -> None:
-        """The response has ended."""
-        back, response, request = self._back, self._response, self.request
-        assert back is not None and response is not None and request is not None
-        assert response.head is not None
-        self._back = self._response = None
-        whole = self._body is None
-        if response.head.keep and not response.rest and whole:
-            self.proxy.pool.give(back)
+    def _complete(self, back: BackendConnection, *, reusable: bool, close: bool) -> None:
+        """The answer has ended."""
+        now_s = self._time()
+        upstream, back.upstream = back.upstream, None
+        if upstream is not None:
+            bad = self._status >= 500 or self._status == 429
+            upstream.end(Outcome.FAILED if bad else _OK, back.first_s, now_s)
+        self.back = None
+        whole = self.body is None
+        if reusable and whole:
+            self.proxy.pool.give(back, now_s)
         else:
             back.user = None
             back.transport.close()
-        self._finish(close=self._will_close(response.head, request) or not whole)
+        self.end(close=close or not whole)
 
-    def _finish(self, *, close: bool) -> None:
-        """This exchange is over: close, or go on with the next request."""
-        pending = self._body is not None
-        self.request = None
-        self._body = None
-        self._held = []
-        if close or self._ended:
-            if pending or self._buffer:
-                self._linger()
-            else:
-                self.transport.close()
+    # --- the backend fails -----------------------------------------------------------------------
+
+    def backend_flow(self) -> None:
+        """See ``BackendUser``."""
+        self.client.adjust_reading()
+
+    def backend_lost(self, back: BackendConnection, error: Exception | None) -> None:
+        """See ``BackendUser``."""
+        reader, upstream = back.reader, back.upstream
+        now_s = self._time()
+        untouched = reader is None or reader.untouched
+        if self.begun and back is self.back:
+            self._cut(back, error)
             return
-        self.deadline_s = self._loop.time() + self.proxy.limits.idle_s
-        self._next()
+        raced = back.reused and untouched and now_s - back.began_s < RACE_S
+        outcome = Outcome.CANCELLED if raced else Outcome.RESET
+        self._drop(back, outcome)
+        if self.back is not None or self._dials:  # the other copy goes on
+            return
+        again = False
+        if untouched:
+            if raced and upstream is not None:
+                again = self.once_more(upstream)
+            else:
+                again = self.again(upstream, now_s, unsent=False)
+        if not again:
+            self.fail(LOST)
 
-    def _backend_broke(self, why: str) -> None:
-        self._drop_backend()
-        if self._begun:
-            self.transport.abort()
+    def _cut(self, back: BackendConnection, error: Exception | None) -> None:
+        """The backend has gone in the middle of its answer (or at its end: no length was given)."""
+        reader = back.reader
+        clean = reader is not None and reader.ended() == "clean" and error is None
+        self.outcome = "ok" if clean else "cut"
+        no_length = reader is not None and reader.head is not None and reader.head.length is None
+        self._drop(back, _OK if clean else Outcome.RESET)
+        if clean:
+            self.end(close=True)
+            return
+        self.finish()
+        if no_length and error is not None:
+            self.client.transport.abort()  # only a reset tells the client that the body was cut
         else:
-            self._fail(Answer(502, why, problem=False))
+            self.client.transport.close()
 
-    def _drop_backend(self) -> None:
-        back, self._back, self._response = self._back, None, None
-        if back is not None:
-            back.user = None
-            back.transport.abort()
+    def _broke(self, back: BackendConnection, why: str) -> None:
+        """The backend broke the protocol."""
+        self._drop(back, Outcome.FAILED)
+        if self.begun:
+            self.outcome = "cut"
+            self.abort()
+        elif self.back is None and not self._dials:
+            self.fail(Answer(502, why, problem=False))
+
+    # --- the end of an exchange ------------------------------------------------------------------
+
+    def own(self, answer: Answer) -> None:
+        """Answer without a backend and go on (the caller lets the client ``proceed``)."""
+        request = self.request
+        assert request is not None
+        close = self.body is not None or request.closes or self.proxy.draining
+        self.outcome = "own"
+        self.refused = answer.detail
+        self._status = answer.status
+        self.client.write_answer(answer, request, close=close)
+        self.stop(Outcome.CANCELLED)
+        if close:
+            self.end(close=True)
+            return
+        self.finish()
+        self.client.idle()
+
+    def fail(self, answer: Answer) -> None:
+        """Answer, unless one has begun, and close: the connection's state cannot be trusted."""
+        status = answer.status
+        self.stop(Outcome.TIMED_OUT if status == 504 else Outcome.CANCELLED)
+        if self.begun:
+            self.outcome = "cut"
+            self.abort()
+            return
+        self.outcome = "own"
+        self.refused = answer.detail
+        self._status = status
+        self.client.write_answer(answer, self.request, close=True)
+        self.finish()
+        self.client.linger()
+
+    def abort(self) -> None:
+        """Cut the client off in the middle of an answer."""
+        self.stop(Outcome.CANCELLED)
+        self.finish()
+        self.client.transport.abort()
+
+    def gone(self) -> None:
+        """The client left."""
+        if self.request is None:
+            return
+        self.outcome = "gone"
+        self.stop(Outcome.CANCELLED)
+        self.finish()
+
+    def end(self, *, close: bool) -> None:
+        """The answer is with the client: close, or go on with the next request."""
+        pending = self.body is not None
+        self.finish()
+        self.client.ended(close=close, pending=pending)
+
+    def finish(self) -> None:
+        """Report and forget."""
+        if self.proxy.observer is not None and self.request is not None:
+            self._observe()
+        if self.release is not None:
+            self.release()
+        self.request = None
+        self._restart()
+
+    def _observe(self) -> None:
+        request, observer, plan = self.request, self.proxy.observer, self.plan
+        assert request is not None
+        assert observer is not None
+        record = Finished()
+        record.route = plan.name if plan is not None else ""
+        record.upstream = self.last
+        record.client = request.client
+        record.method = request.method
+        record.target = request.target
+        record.host = request.host
+        record.status = self._status
+        record.bytes_in = self.bytes_in
+        record.bytes_out = self.bytes_out
+        record.began_s = self.began_s
+        record.seconds = self._time() - self.began_s
+        record.outcome = self.outcome
+        record.retries = self.retries
+        record.hedged = self.was_hedged
+        record.request_id = request.request_id
+        record.refused = self.refused
+        observer.done(record)
 
     # --- tunnels ---------------------------------------------------------------------------------
 
-    def _switch(self, head: ResponseHead, response: ResponseReader) -> None:
+    def _switch(self, back: BackendConnection, head: ResponseHead, reader: ResponseReader) -> None:
         """The backend agreed to another protocol."""
-        back, request = self._back, self.request
-        assert back is not None and request is not None
+        request = self.request
+        assert request is not None
         if not request.upgrade:
-            self._backend_broke("the backend switched protocols without being asked")
+            self._broke(back, "the backend switched protocols without being asked")
             return
-        self._send(head.kept + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n")
+        self.begun = True
+        self.client.send(
+            head.kept + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
+        )
         back.set_reading(True)
-        back.detach()
-        self._back = self._response = None
-        self._tunnel(back.transport, response.rest, self.proxy.tunnels.discard)
+        gone = back.detach()
+        upstream, first_s = back.upstream, back.first_s
+        back.upstream = None
+        release, self.release = self.release, None
+        idle_s = self.plan.timeouts.stream_s if self.plan is not None else 0.0
+        self.back = None
+        self.finish()
+        time = self._time
 
-    def _join(self, stream: Stream) -> None:
-        def ended(tunnel: Tunnel) -> None:
-            self.proxy.tunnels.discard(tunnel)
-            stream.ended(tunnel)
+        def ended(_: Tunnel) -> None:
+            if upstream is not None:
+                upstream.end(_OK, first_s, time())
+            if release is not None:
+                release()
+            if gone is not None:
+                gone()
 
-        self._send(
+        self.client.tunnel(
+            back.transport,
+            reader.rest,
+            ended,
+            protocol=head.upgrade.lower(),
+            idle_s=idle_s,
+            owner=upstream,
+        )
+
+    def join(self, stream: Stream) -> None:
+        """See ``Attempts``."""
+        self.client.send(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "
             + stream.protocol
             + b"\r\n\r\n"
         )
-        stream.joined(self._tunnel(stream.transport, stream.first, ended))
-
-    def _tunnel(
-        self, other: asyncio.Transport, first: bytes, ended: Callable[[Tunnel], None]
-    ) -> Tunnel:
-        self.proxy.clients.discard(self)
-        self.request = None
-        self._lingering = True
-        if not self._reading and not self._ended:
-            self._reading = True
-            self.transport.resume_reading()
-        tunnel = Tunnel(ended)
-        self.proxy.tunnels.add(tunnel)
-        tune(self.transport)
-        tune(other)
-        tunnel.splice(
-            self.transport, other, from_one=self._buffer, from_two=first, one_ended=self._ended
+        self._status = 101
+        self.finish()
+        stream.joined(
+            self.client.tunnel(
+                stream.transport, stream.first, stream.ended, protocol=stream.protocol
+            )
         )
-        self._buffer = b""
-        return tunnel
-
-    def _send(self, data: bytes) -> None:
-        if not self.transport.is_closing():  # uvloop raises where asyncio ignores
-            self.transport.write(data)
-
-    # --- answers of our own ----------------------------------------------------------------------
-
-    def _answer(self, answer: Answer) -> None:
-        """Answer the present request without a backend."""
-        request = self.request
-        assert request is not None
-        close = self._body is not None or request.closes or self.proxy.draining
-        self._write_answer(answer, close=close)
-        if close or self._ended:
-            self._finish(close=True)
-            return
-        # The caller goes on with ``_next`` (a loop there, not a recursion here).
-        self.request = None
-        self.deadline_s = self._loop.time() + self.proxy.limits.idle_s
-
-    def _fail(self, answer: Answer) -> None:
-        """Answer and close: the connection's state cannot be trusted."""
-        if self._finding is not None:
-            self._finding.cancel()
-            self._finding = None
-        self._drop_backend()
-        if self._begun:
-            self.transport.abort()
-            return
-        self._write_answer(answer, close=True)
-        self._body = None
-        self.request = None
-        self._linger()
-
-    def _refuse(self, error: FramingError) -> None:
-        """The client broke the protocol: say so, close."""
-        self._fail(Answer(error.status, error.message, problem=False))
-
-    def _write_answer(self, answer: Answer, *, close: bool) -> None:
-        request = self.request
-        accept = request.fields.accept if request else b""
-        head_only = request is not None and request.method == b"HEAD"
-        self._send(render(answer, accept=accept, head_only=head_only, close=close))
-
-    def _linger(self) -> None:
-        """Close after the client had time to read: unread bytes would reset the connection."""
-        self._lingering = True
-        self._buffer = b""
-        self._adjust_reading()
-        self.deadline_s = self._loop.time() + self.proxy.limits.linger_s
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
-        else:
-            self.transport.close()

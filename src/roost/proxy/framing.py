@@ -20,7 +20,7 @@ TRAILER_LIMIT = 16 << 10
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"*+))?\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:" + _VALUE + rb"*+\r\n)*+\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[ \t]*+;" + _VALUE + rb"*+)?\r\n")
@@ -81,15 +81,20 @@ def status_line(head: bytes) -> tuple[bool, int, bytes, int]:
     return minor == b"1", int(status), reason or b"", match.end()
 
 
-def split_fields(block: bytes) -> Fields:
-    """The fields of ``block``, which begins after the start line and ends with the empty line."""
+def field_lines(block: bytes) -> list[bytes]:
+    """The lines of ``block``, which begins after the start line and ends with the empty line."""
     if _FIELDS.fullmatch(block) is None:
         raise _bad_fields(block)
     lines = block[:-4].split(b"\r\n") if len(block) > 2 else []
     if len(lines) > FIELD_LIMIT:
         raise FramingError(431, f"more than {FIELD_LIMIT} fields")
+    return lines
+
+
+def split_fields(block: bytes) -> Fields:
+    """The fields of ``block``: see ``field_lines``."""
     fields: Fields = []
-    for line in lines:
+    for line in field_lines(block):
         name, _, value = line.partition(b":")
         fields.append((name.lower(), value.strip(b" \t")))
     return fields

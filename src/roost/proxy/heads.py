@@ -1,60 +1,176 @@
-"""What a head means and what is passed on of it: hop-by-hop rules, framing fields, forwarding fields.
+"""What a request's head means and what is passed on of it: hop-by-hop rules, framing, forwarding fields.
 
 Heads repeat, so their meaning is memoised by their bytes: this makes the Python part of a request two
 to four times cheaper. Never does I/O; never keeps more than ``MEMO_ENTRIES`` heads of ``MEMO_KEY`` bytes.
 """
 
+import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, TypeVar
 
 from roost.proxy import framing
-from roost.proxy.framing import Body, ChunkedBody, Fields, FramingError, LengthBody, UntilClose
+from roost.proxy.framing import Body, ChunkedBody, FramingError, LengthBody
 
 MEMO_ENTRIES = 1024
 MEMO_KEY = 2 << 10
+NOVEL = 256
+"""After this many heads in a row that were never seen before, memoising pauses ..."""
+PAUSE = 4096
+"""... for this many heads."""
+_LEARNED = 4096
+"""Most spellings of field names that are remembered."""
 
-_HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=\[\]:]*")
-_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE)
-_HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
-    )
-)
-# Set by this proxy: a client's own claim is dropped.
-_OURS = frozenset(
-    (
-        b"x-forwarded-for",
-        b"x-forwarded-proto",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-real-ip",
-        b"forwarded",
-    )
-)
-# A Connection field naming one of these must not make it disappear on the way.
-_END_TO_END = frozenset((b"host", b"content-length", b"authorization", b"cookie", b"expect"))
-# Servers that map fields to CGI-style names read `content_length` as Content-Length.
-_TWINS = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection")) | _OURS
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]+)(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?][^#]*)?", re.IGNORECASE)
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
+# What a field is to the proxy.
+PLAIN, DROP, OURS, CONNECTION, LENGTH, CODING, HOST, UPGRADE, EXPECT, REQUEST_ID, LOAD = range(11)
+MEANINGS = {
+    b"connection": CONNECTION,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"upgrade": UPGRADE,
+    b"keep-alive": DROP,
+    b"proxy-connection": DROP,
+    b"proxy-authenticate": DROP,
+    b"proxy-authorization": DROP,
+    b"te": DROP,
+    b"http2-settings": DROP,
+}
+# Set by this proxy: a client's own claim is dropped, unless the client is a trusted proxy.
+_FORWARDING = (
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-real-ip",
+    b"forwarded",
+)
+# Servers that map fields to CGI-style names read `content_length` as Content-Length.
+_TWINS = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection", *_FORWARDING))
+# A Connection field naming one of these must not make it disappear on the way.
+_END_TO_END = frozenset((b"host", b"content-length", b"authorization", b"cookie", b"expect"))
 
-@dataclass(frozen=True, slots=True)
+Value = TypeVar("Value")
+
+
+class Memo(Generic[Value]):
+    """A bounded memory of heads by their bytes, which rests while no head repeats."""
+
+    __slots__ = ("entries", "novel", "pause")
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Value] = {}
+        self.novel = 0
+        self.pause = 0
+
+    def put(self, key: bytes, value: Value) -> None:
+        """Remember."""
+        if self.pause or len(key) > MEMO_KEY:
+            return
+        self.novel += 1
+        if self.novel > NOVEL:
+            self.novel = 0
+            self.pause = PAUSE
+        if len(self.entries) >= MEMO_ENTRIES:
+            self.entries.clear()
+        self.entries[key] = value
+
+
+class Names:
+    """What field names mean, in every spelling met so far."""
+
+    __slots__ = ("_meanings", "known")
+
+    def __init__(self, meanings: dict[bytes, int]) -> None:
+        self._meanings = meanings
+        self.known: dict[bytes, int] = {}
+
+    def learn(self, name: bytes) -> int:
+        """The meaning of a name that is not in ``known``."""
+        lower = name.lower()
+        meaning = self._meanings.get(lower, PLAIN)
+        if meaning == PLAIN and b"_" in lower and lower.replace(b"_", b"-") in _TWINS:
+            meaning = DROP
+        if len(name) <= 64 and len(self.known) < _LEARNED:
+            self.known[name] = meaning
+        return meaning
+
+
+_names = Names(
+    MEANINGS
+    | dict.fromkeys(_FORWARDING, OURS)
+    | {b"host": HOST, b"expect": EXPECT, b"x-request-id": REQUEST_ID}
+)
+
+
+class Origin:
+    """Whom requests come from: what is the same for all of them. One object per client and listener."""
+
+    __slots__ = ("client", "ids", "lines", "listener", "node", "proto", "trusted")
+
+    def __init__(
+        self,
+        client: str,
+        *,
+        listener: str = "",
+        secure: bool = False,
+        trusted: bool = False,
+        ids: bool = False,
+    ) -> None:
+        self.client = client
+        """The peer's address."""
+        self.listener = listener
+        self.proto = b"https" if secure else b"http"
+        self.trusted = trusted
+        """Its forwarding fields are believed."""
+        self.ids = ids
+        """Requests get an id of ours where they have no trusted one."""
+        address = client.encode()
+        self.node = b'"[%b]"' % address if b":" in address else address
+        """The peer as a node of the Forwarded field."""
+        self.lines = (
+            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nForwarded: for=%b;proto=%b"
+            % (
+                address,
+                self.proto,
+                self.node,
+                self.proto,
+            )
+        )
+
+
 class RequestFields:
-    """The meaning of a request's field block."""
+    """The meaning of a request's field block. Shared by all requests that have these very bytes."""
 
+    __slots__ = (
+        "_index",
+        "_tail",
+        "_tail_origin",
+        "block",
+        "chunked",
+        "close",
+        "has_host",
+        "host",
+        "keep_alive",
+        "kept",
+        "length",
+        "name",
+        "ours",
+        "request_id",
+        "upgrade",
+    )
+
+    block: bytes
     kept: bytes
-    """The lines passed on, each with its line end."""
+    """The lines passed on, each with its line end, as they came."""
     host: bytes
+    """The Host field."""
+    name: bytes
+    """The host in lower case, without its port."""
+    has_host: bool
     length: int
     """Content-Length; 0 when absent."""
     chunked: bool
@@ -63,45 +179,115 @@ class RequestFields:
     """``Connection: keep-alive`` was asked for (matters to HTTP/1.0)."""
     upgrade: bytes
     """The protocols offered, empty when no upgrade is asked for."""
-    authorization: bytes
-    accept: bytes
-    has_host: bool
+    ours: tuple[tuple[bytes, bytes], ...]
+    """Forwarding fields the client sent."""
+    request_id: bytes
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of a field (``name`` in lower case), of several: joined; None when absent."""
+        if self._index is None:
+            index: dict[bytes, bytes] = {}
+            for key, value in framing.split_fields(self.block):
+                if key in index:
+                    value = index[key] + (b"; " if key == b"cookie" else b", ") + value
+                index[key] = value
+            self._index = index
+        return self._index.get(name)
+
+    def tail(self, origin: Origin) -> bytes:
+        """All of a forwarded head after its request line."""
+        if self._tail_origin is not origin:
+            self._tail = self.lines(self.kept, origin)
+            self._tail_origin = origin
+        return self._tail
+
+    def lines(self, kept: bytes, origin: Origin) -> bytes:
+        """``kept`` with the fields of this proxy, and the empty line."""
+        host = b"" if self.has_host else b"Host: localhost\r\n"
+        request_id = b""
+        if self.request_id and (origin.trusted or not origin.ids):
+            request_id = b"X-Request-Id: " + self.request_id + b"\r\n"
+        forwarding = _forwarding(self, origin) if self.ours and origin.trusted else origin.lines
+        end = b"\r\n\r\n"
+        if self.chunked:
+            end = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        elif self.upgrade:
+            end = b"\r\nConnection: Upgrade\r\nUpgrade: " + self.upgrade + b"\r\n\r\n"
+        shown = b"X-Forwarded-Host: "
+        if self.ours and origin.trusted and _first(self.ours, b"x-forwarded-host"):
+            return b"".join((kept, host, request_id, forwarding, end))
+        return b"".join((kept, host, request_id, shown, self.host, b"\r\n", forwarding, end))
 
 
-@dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose head has been read."""
+    """A request whose head has been read. Made once per connection for heads that repeat."""
 
-    method: bytes
-    target: bytes
-    """Origin form: path and query."""
-    http11: bool
-    fields: RequestFields
-    client: str
-    """The peer's address."""
-    size: int
-    """Bytes of the head."""
+    __slots__ = (
+        "client",
+        "closes",
+        "direct",
+        "fields",
+        "forwarded",
+        "has_body",
+        "host",
+        "http11",
+        "idempotent",
+        "method",
+        "numbered",
+        "origin",
+        "path",
+        "query",
+        "request_id",
+        "size",
+        "target",
+        "upgrade",
+    )
 
-    @property
-    def path(self) -> str:
-        """The path, not decoded."""
-        return self.target.split(b"?", 1)[0].decode("latin-1")
-
-    @property
-    def idempotent(self) -> bool:
-        """Whether sending it twice has the effect of sending it once (RFC 9110 section 9.2.2)."""
-        return self.method in _IDEMPOTENT
-
-    @property
-    def upgrade(self) -> bytes:
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        http11: bool,
+        fields: RequestFields,
+        origin: Origin,
+        size: int,
+    ) -> None:
+        self.method = method
+        self.target = target
+        """Origin form: path and query."""
+        self.path, _, self.query = target.partition(b"?")
+        if target == b"*":  # of the server as a whole
+            self.path = b"/"
+        self.http11 = http11
+        self.fields = fields
+        self.host = fields.name
+        """In lower case, without the port."""
+        self.origin = origin
+        self.client = origin.client
+        """The client's address; behind a trusted proxy the one that the proxy says."""
+        if origin.trusted and fields.ours:
+            self.client = _claimed(fields, origin)
+        self.size = size
+        """Bytes of the head."""
+        self.idempotent = method in _IDEMPOTENT
+        """Sending it twice has the effect of sending it once (RFC 9110 section 9.2.2)."""
+        self.upgrade = fields.upgrade if http11 else b""
         """The protocols offered, empty when no upgrade is asked for."""
-        return self.fields.upgrade if self.http11 else b""
+        self.closes = fields.close or not (http11 or fields.keep_alive)
+        """The client's connection ends with the answer."""
+        self.has_body = fields.chunked or fields.length > 0
+        self.direct = http11 and not self.closes and method != b"HEAD"
+        """A whole answer with a length can be passed on as it is."""
+        self.request_id = fields.request_id if origin.trusted or not origin.ids else b""
+        self.numbered = origin.ids and not self.request_id
+        """It gets an id of ours."""
+        self.forwarded = b""
+        """The head a backend is sent, once made."""
 
     @property
-    def closes(self) -> bool:
-        """Whether the client's connection ends with the answer."""
-        fields = self.fields
-        return fields.close or not (self.http11 or fields.keep_alive)
+    def listener(self) -> str:
+        """Name of the listener it came in by."""
+        return self.origin.listener
 
     def body(self) -> Body | None:
         """A reader of its body, None when it has none."""
@@ -109,115 +295,92 @@ class Request:
             return ChunkedBody()
         return LengthBody(self.fields.length) if self.fields.length else None
 
-    def forward(self, proto: bytes = b"http") -> bytes:
+    def forward(self) -> bytes:
         """The head a backend is sent."""
-        fields = self.fields
-        parts = [
-            self.method,
-            b" ",
-            self.target,
-            b" HTTP/1.1\r\n",
-            fields.kept,
-            b"" if fields.has_host else b"Host: localhost\r\n",
-            b"X-Forwarded-For: ",
-            self.client.encode(),
-            b"\r\nX-Forwarded-Proto: ",
-            proto,
-            b"\r\nX-Forwarded-Host: ",
-            fields.host,
+        if not self.forwarded:
+            tail = self.fields.tail(self.origin)
+            if self.fields.upgrade and not self.http11:
+                tail = self.fields.kept + tail[tail.index(b"X-Forwarded-Host") :]
+                tail = tail[: tail.index(b"\r\nConnection: Upgrade")] + b"\r\n\r\n"
+            self.forwarded = b"%b %b HTTP/1.1\r\n%b" % (self.method, self.target, tail)
+        return self.forwarded
+
+    def forward_changed(self, target: bytes, changes: tuple[tuple[bytes, bytes], ...]) -> bytes:
+        """The head a backend is sent, with another target and fields set (empty: removed)."""
+        names = {name for name, _ in changes}
+        kept = [
+            line
+            for line in self.fields.kept.split(b"\r\n")
+            if line and line[: line.index(b":")].lower() not in names
         ]
-        if fields.chunked:
-            parts.append(b"\r\nTransfer-Encoding: chunked")
-        if self.upgrade:
-            parts += (b"\r\nConnection: Upgrade\r\nUpgrade: ", fields.upgrade)
-        parts.append(b"\r\n\r\n")
-        return b"".join(parts)
+        kept += [name + b": " + value for name, value in changes if value]
+        lines = b"".join(line + b"\r\n" for line in kept)
+        return b"%b %b HTTP/1.1\r\n%b" % (
+            self.method,
+            target,
+            self.fields.lines(lines, self.origin),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """The meaning of a response's head."""
-
-    status: int
-    kept: bytes
-    """The status line and the fields passed on, without the empty line."""
-    length: int | None
-    chunked: bool
-    keep: bool
-    """The backend's connection may be used again."""
-    upgrade: bytes
-
-    def body(self, method: bytes, *, decode: bool) -> Body | None:
-        """A reader of its body, None when it has none."""
-        if method == b"HEAD" or self.status in (204, 304) or self.status < 200:
-            return None
-        if self.chunked:
-            return ChunkedBody(decode=decode)
-        if self.length is None:
-            return UntilClose()
-        return LengthBody(self.length) if self.length else None
+_memo: Memo[RequestFields] = Memo()
 
 
-_request_memo: dict[bytes, RequestFields] = {}
-_response_memo: dict[bytes, ResponseHead] = {}
-
-
-def read_request(head: bytes, client: str) -> Request:
+def read_request(head: bytes, origin: Origin) -> Request:
     """The request of a whole head. Raises ``FramingError``."""
     method, target, http11, begin = framing.request_line(head)
     block = head[begin:]
-    fields = _request_memo.get(block)
+    fields = None
+    if _memo.pause:
+        _memo.pause -= 1
+    else:
+        fields = _memo.entries.get(block)
     if fields is None:
-        fields = _request_fields(framing.split_fields(block))
-        if len(block) <= MEMO_KEY:
-            if len(_request_memo) >= MEMO_ENTRIES:
-                _request_memo.clear()
-            _request_memo[block] = fields
+        fields = _request_fields(block)
+        _memo.put(block, fields)
+    else:
+        _memo.novel = 0
+    if target[:1] != b"/":
+        target, fields = _origin_form(method, target, fields)
     if method in _REFUSED_METHODS:
         raise FramingError(501, f"{method.decode()} is not served here")
-    if http11 and not fields.has_host:
+    if http11 and not fields.host:
         raise FramingError(400, "an HTTP/1.1 request needs a Host field")
     if fields.chunked and not http11:
         raise FramingError(400, "Transfer-Encoding in an HTTP/1.0 request")
-    if target[:1] != b"/":
-        target = _origin_form(method, target)
-    return Request(method, target, http11, fields, client, len(head))
+    return Request(method, target, http11, fields, origin, len(head))
 
 
-def read_response(head: bytes) -> ResponseHead:
-    """The meaning of a backend's whole head. Raises ``FramingError`` with status 502."""
-    known = _response_memo.get(head)
-    if known is None:
-        known = _response_head(head)
-        if len(head) <= MEMO_KEY:
-            if len(_response_memo) >= MEMO_ENTRIES:
-                _response_memo.clear()
-            _response_memo[head] = known
-    return known
-
-
-def _origin_form(method: bytes, target: bytes) -> bytes:
+def _origin_form(
+    method: bytes, target: bytes, fields: RequestFields
+) -> tuple[bytes, RequestFields]:
+    if method == b"CONNECT":
+        return target, fields
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is not None:
+        # RFC 9112 section 3.2.2: the target's authority counts, the Host field does not.
+        authority: bytes = absolute[1]
+        if authority != fields.host:
+            lines = [
+                line
+                for line in fields.block[:-4].split(b"\r\n")
+                if line and line[: line.index(b":")].lower() != b"host"
+            ]
+            fields = _request_fields(b"\r\n".join([b"Host: " + authority, *lines, b"", b""]))
         rest: bytes = absolute[2] or b"/"
-        return rest if rest[:1] == b"/" else b"/" + rest
+        return rest if rest[:1] == b"/" else b"/" + rest, fields
     if target == b"*" and method == b"OPTIONS":
-        return b"/*"
+        return target, fields
     raise FramingError(400, "the request target is neither a path nor an http URL")
 
 
-def _values(fields: Fields, name: bytes) -> list[bytes]:
-    return [value for key, value in fields if key == name]
-
-
-def _tokens(fields: Fields, name: bytes) -> list[bytes]:
-    """The comma-separated members of all fields called ``name``, lower case."""
-    members = b",".join(_values(fields, name)).lower().split(b",")
+def tokens(values: list[bytes]) -> list[bytes]:
+    """The comma-separated members of ``values``, lower case."""
+    members = b",".join(values).lower().split(b",")
     return [member.strip(b" \t") for member in members if member.strip(b" \t")]
 
 
-def _length(fields: Fields) -> int | None:
-    values = _values(fields, b"content-length")
+def content_length(values: list[bytes]) -> int | None:
+    """What the Content-Length fields say."""
     if not values:
         return None
     if len(values) > 1:
@@ -227,8 +390,8 @@ def _length(fields: Fields) -> int | None:
     return int(values[0])
 
 
-def _chunked(fields: Fields, length: int | None) -> bool:
-    values = _values(fields, b"transfer-encoding")
+def is_chunked(values: list[bytes], length: int | None) -> bool:
+    """What the Transfer-Encoding fields say."""
     if not values:
         return False
     if length is not None:
@@ -238,141 +401,126 @@ def _chunked(fields: Fields, length: int | None) -> bool:
     return True
 
 
-def _is_dropped(name: bytes, nominated: frozenset[bytes], ours: frozenset[bytes]) -> bool:
-    if name in _HOP_BY_HOP or name in ours:
-        return True
-    if name in nominated and name not in _END_TO_END:
-        return True
-    return b"_" in name and name.replace(b"_", b"-") in _TWINS
+class Special:
+    """The fields of a block that mean something to the proxy, and the lines that are passed on."""
+
+    __slots__ = ("kept", "values")
+
+    def __init__(self, block: bytes, names: Names) -> None:
+        lines = framing.field_lines(block)
+        known = names.known
+        self.values: dict[int, list[bytes]] = {}
+        dropped = False
+        for line in lines:
+            name, _, value = line.partition(b":")
+            meaning = known.get(name)
+            if meaning is None:
+                meaning = names.learn(name)
+            if meaning:
+                self.values.setdefault(meaning, []).append(value.strip(b" \t"))
+                dropped = dropped or meaning not in _PASSED
+        self.kept = block[:-2] if lines else b""
+        if dropped:
+            self._drop(lines, names)
+
+    def _drop(self, lines: list[bytes], names: Names) -> None:
+        nominated = frozenset(tokens(self.values.get(CONNECTION, []))) - _END_TO_END
+        kept = []
+        for line in lines:
+            name = line[: line.index(b":")]
+            meaning = names.known.get(name)
+            if meaning is None:
+                meaning = names.learn(name)
+            if meaning in _PASSED and not (nominated and name.lower() in nominated):
+                kept.append(line + b"\r\n")
+        self.kept = b"".join(kept)
 
 
-def _request_fields(fields: Fields) -> RequestFields:
-    length = _length(fields)
-    chunked = _chunked(fields, length)
-    hosts = _values(fields, b"host")
+_PASSED = frozenset((PLAIN, LENGTH, HOST, EXPECT))
+
+
+def _request_fields(block: bytes) -> RequestFields:
+    special = Special(block, _names)
+    values = special.values
+    fields = RequestFields()
+    fields.block = block
+    fields.kept = special.kept
+    fields._index = fields._tail_origin = None
+    hosts = values.get(HOST)
+    fields.has_host = hosts is not None
+    fields.host = fields.name = b""
+    if hosts:
+        _read_host(fields, hosts)
+    fields.length = 0
+    fields.chunked = fields.close = fields.keep_alive = False
+    fields.upgrade = fields.request_id = b""
+    fields.ours = ()
+    if len(values) > 1 or not hosts:
+        _read_special(fields, values)
+    return fields
+
+
+def _read_host(fields: RequestFields, hosts: list[bytes]) -> None:
     if len(hosts) > 1:
         raise FramingError(400, "Host is given more than once")
-    host = hosts[0] if hosts else b""
-    if _HOST.fullmatch(host) is None:
+    match = _HOST.fullmatch(hosts[0])
+    if match is None:
         raise FramingError(400, "Host is not a host name")
-    if [v for v in _values(fields, b"expect") if v.lower() != b"100-continue"]:
+    fields.host = hosts[0]
+    fields.name = match[1].lower()
+
+
+def _read_special(fields: RequestFields, values: dict[int, list[bytes]]) -> None:
+    length = content_length(values.get(LENGTH, []))
+    fields.length = length or 0
+    fields.chunked = is_chunked(values.get(CODING, []), length)
+    if [v for v in values.get(EXPECT, ()) if v.lower() != b"100-continue"]:
         raise FramingError(417, "the only expectation served is 100-continue")
-    connection = frozenset(_tokens(fields, b"connection"))
-    upgrade = b", ".join(_values(fields, b"upgrade")) if b"upgrade" in connection else b""
-    if length or chunked or b"h2c" in upgrade.lower():
-        upgrade = b""
-    kept = b"".join(
-        name + b": " + value + b"\r\n"
-        for name, value in fields
-        if not _is_dropped(name, connection, _OURS)
-    )
-    return RequestFields(
-        kept=kept,
-        host=host,
-        length=length or 0,
-        chunked=chunked,
-        close=b"close" in connection,
-        keep_alive=b"keep-alive" in connection,
-        upgrade=upgrade,
-        authorization=next(iter(_values(fields, b"authorization")), b""),
-        accept=b",".join(_values(fields, b"accept")),
-        has_host=bool(hosts),
-    )
+    if CONNECTION in values:
+        connection = tokens(values[CONNECTION])
+        fields.close = b"close" in connection
+        fields.keep_alive = b"keep-alive" in connection
+        if b"upgrade" in connection and not (length or fields.chunked):
+            upgrade = b", ".join(values.get(UPGRADE, ()))
+            fields.upgrade = b"" if b"h2c" in upgrade.lower() else upgrade
+    ids = values.get(REQUEST_ID, [])
+    if len(ids) == 1 and len(ids[0]) <= 128:
+        fields.request_id = ids[0]
+    if OURS in values:
+        fields.ours = tuple(
+            (name, value)
+            for name, value in framing.split_fields(fields.block)
+            if name in _FORWARDING
+        )
 
 
-def _response_head(head: bytes) -> ResponseHead:
+def _first(pairs: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes:
+    return b", ".join(value for key, value in pairs if key == name)
+
+
+def _claimed(fields: RequestFields, origin: Origin) -> str:
+    """The client a trusted proxy names last; the proxy itself where it names none that can be read."""
+    text = _first(fields.ours, b"x-forwarded-for").rsplit(b",", 1)[-1].strip()
     try:
-        http11, status, reason, begin = framing.status_line(head)
-        fields = framing.split_fields(head[begin:])
-        length = _length(fields)
-        chunked = _chunked(fields, length)
-    except FramingError as error:
-        raise FramingError(502, f"the backend's answer: {error.message}") from error
-    connection = frozenset(_tokens(fields, b"connection"))
-    bodiless = status < 200 or status == 204
-    parts = [b"HTTP/1.1 %d " % status, reason, b"\r\n"]
-    for name, value in fields:
-        if _is_dropped(name, connection, frozenset()) or (bodiless and name == b"content-length"):
-            continue
-        parts += (name, b": ", value, b"\r\n")
-    return ResponseHead(
-        status=status,
-        kept=b"".join(parts),
-        length=length,
-        chunked=chunked and not bodiless,
-        keep=b"close" not in connection and (http11 or b"keep-alive" in connection),
-        upgrade=b", ".join(_values(fields, b"upgrade")),
-    )
+        return str(ipaddress.ip_address(text.decode("ascii")))
+    except ValueError:
+        return origin.client
 
 
-class ResponseReader:
-    """Reads one response (interim heads included) out of a backend's bytes."""
-
-    __slots__ = ("_body", "_buffer", "_decode", "_method", "done", "head", "rest")
-
-    def __init__(self, method: bytes, *, decode: bool) -> None:
-        self._method = method
-        self._decode = decode
-        self._buffer = b""
-        self._body: Body | None = None
-        self.head: ResponseHead | None = None
-        """The final head, once read."""
-        self.done = False
-        self.rest = b""
-        """Bytes after the response: the tunnel's first, or a protocol error."""
-
-    def feed(self, data: bytes) -> list[ResponseHead | bytes]:
-        """Heads and pieces of the body, in order. Raises ``FramingError`` with status 502."""
-        events: list[ResponseHead | bytes] = []
-        while self.head is None:
-            self._buffer += data
-            data = b""
-            try:
-                end = framing.head_end(self._buffer)
-            except FramingError as error:
-                raise FramingError(502, f"the backend's answer: {error.message}") from error
-            if end < 0:
-                return events
-            head = read_response(self._buffer[:end])
-            self._buffer = self._buffer[end:]
-            events.append(head)
-            if head.status >= 200 or head.status == 101:
-                self._begin(head)
-                data, self._buffer = self._buffer, b""
-        self._feed_body(data, events)
-        return events
-
-    def ended(self) -> Literal["clean", "cut", "empty"]:
-        """What the end of the backend's connection means now."""
-        if self.head is None:
-            return "empty"
-        return "clean" if self.done or isinstance(self._body, UntilClose) else "cut"
-
-    @property
-    def trailers(self) -> Fields:
-        """Fields after a chunked body, once the response is done."""
-        return self._body.trailers if isinstance(self._body, ChunkedBody) else []
-
-    @property
-    def untouched(self) -> bool:
-        """Not a byte of the answer has arrived."""
-        return self.head is None and not self._buffer
-
-    def _begin(self, head: ResponseHead) -> None:
-        self.head = head
-        self._body = head.body(self._method, decode=self._decode)
-        self.done = self._body is None
-
-    def _feed_body(self, data: bytes, events: list[ResponseHead | bytes]) -> None:
-        if self._body is None or self.done:
-            self.rest += data
-            return
-        if not data:
-            return
-        try:
-            out, self.rest = self._body.feed(data)
-        except FramingError as error:
-            raise FramingError(502, f"the backend's answer: {error.message}") from error
-        self.done = self._body.done
-        if out:
-            events.append(out)
+def _forwarding(fields: RequestFields, origin: Origin) -> bytes:
+    """The forwarding fields of a trusted proxy, continued."""
+    lines = []
+    peer = origin.client.encode()
+    for name, own in (
+        (b"X-Forwarded-For", peer),
+        (b"Forwarded", b"for=" + origin.node + b";proto=" + origin.proto),
+    ):
+        said = _first(fields.ours, name.lower())
+        lines.append(name + b": " + (said + b", " if said else b"") + own)
+    proto = _first(fields.ours, b"x-forwarded-proto") or origin.proto
+    lines.append(b"X-Forwarded-Proto: " + proto)
+    for name in (b"X-Forwarded-Host", b"X-Forwarded-Port", b"X-Real-Ip"):
+        said = _first(fields.ours, name.lower())
+        if said:
+            lines.append(name + b": " + said)
+    return b"\r\n".join(lines)

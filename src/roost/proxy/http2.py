@@ -7,7 +7,9 @@ Never pushes, never speaks HTTP/2 to a backend or in clear text.
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from h2.config import H2Configuration
@@ -30,8 +32,8 @@ from h2.settings import SettingCodes, Settings
 from hpack import NeverIndexedHeaderTuple
 from hyperframe.frame import Frame, GoAwayFrame
 
-from roost.proxy.exchange import ClientConnection, Proxy
 from roost.proxy.framing import HEAD_LIMIT
+from roost.proxy.front import ClientConnection, Proxy
 from roost.proxy.http2_guard import CHEAP, DEAR, Guard
 from roost.proxy.http2_heads import Malformed, request_head, trailer_lines
 from roost.proxy.http2_reply import ReplyHead
@@ -102,12 +104,18 @@ class Http2Front(asyncio.Protocol):
         self, proxy: Proxy, *, client: tuple[str, int] | None = None, listener: str = ""
     ) -> None:
         self.proxy = proxy
-        self._client = client
+        self._given = client
+        self._client = ""
         self._listener = listener
+        self._limits = proxy.listeners.get(listener, proxy.limits)
+        # A stream is no connection: what is counted is this one.
+        self._stream_limits = replace(
+            self._limits, connections=sys.maxsize, connections_per_client=0
+        )
         self._loop = asyncio.get_running_loop()
         now_s = self._loop.time()
         self.deadline_s = now_s + TICK_S
-        self._idle_s = now_s + proxy.limits.head_s
+        self._idle_s = now_s + self._limits.head_s
         """When it has been without a request for too long."""
         self._h2 = _connection()
         self._guard = Guard(now_s)
@@ -141,7 +149,7 @@ class Http2Front(asyncio.Protocol):
         self.deadline_s = now_s + TICK_S
         if self._closing:
             return
-        stall_s = self.proxy.limits.stall_s
+        stall_s = self._limits.stall_s
         if self._blocked:
             size = self.transport.get_write_buffer_size()
             if size < self._blocked_size:
@@ -179,11 +187,18 @@ class Http2Front(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             # asyncio leaves it out where the listening socket was made without a protocol number.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self.proxy.clients) >= self.proxy.limits.connections:
+        peer = self._given or transport.get_extra_info("peername")
+        client = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        proxy, most = self.proxy, self._limits.connections_per_client
+        full = len(proxy.clients) >= self._limits.connections
+        if full or 0 < most <= proxy.per_client[client]:
             self._end(ErrorCodes.REFUSED_STREAM)
             return
         # A cast: to the sweep this is one more client, by the attributes it asks.
-        self.proxy.clients.add(cast("ClientConnection", self))
+        proxy.clients.add(cast("ClientConnection", self))
+        if most:
+            self._client = client
+            proxy.per_client[client] += 1
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -205,7 +220,13 @@ class Http2Front(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self.proxy.clients.discard(cast("ClientConnection", self))
+        proxy = self.proxy
+        proxy.clients.discard(cast("ClientConnection", self))
+        if self._client:  # it was counted
+            proxy.per_client[self._client] -= 1
+            if not proxy.per_client[self._client]:
+                del proxy.per_client[self._client]
+            self._client = ""
         self._drop(exc or ConnectionResetError("the client left"))
 
     def pause_writing(self) -> None:
@@ -278,8 +299,9 @@ class Http2Front(asyncio.Protocol):
         stream.request_ended = event.stream_ended is not None
         self._streams[stream_id] = stream
         peer = self.transport.get_extra_info("peername")
-        client = self._client or (peer[:2] if isinstance(peer, tuple) else None)
+        client = self._given or (peer[:2] if isinstance(peer, tuple) else None)
         exchange = ClientConnection(self.proxy, client=client, secure=True, listener=self._listener)
+        exchange.limits = self._stream_limits
         stream.protocol = exchange
         exchange.connection_made(stream)
         exchange.data_received(head)
@@ -467,7 +489,7 @@ class Http2Front(asyncio.Protocol):
         self._retired.append(stream)
         self._schedule()
         if not self._streams:
-            self._idle_s = self._loop.time() + self.proxy.limits.idle_s
+            self._idle_s = self._loop.time() + self._limits.idle_s
 
     def _retire(self, stream: StreamTransport, error: Exception | None) -> None:
         """End the protocol behind a stream."""

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 
-from roost.proxy.exchange import ClientConnection, Proxy
+from roost.proxy.front import ClientConnection, Limits, Proxy
 from roost.proxy.plan import Router
 from roost.proxy.policy import Listener
 
@@ -32,6 +32,7 @@ class ProxyServer:
     def set_router(self, router: Router) -> None:
         """Requests from now on are decided by ``router``; those in flight end as they began."""
         self.proxy.router = router
+        self.proxy.look_again()
 
     async def listen(
         self,
@@ -49,6 +50,8 @@ class ProxyServer:
         loop = asyncio.get_running_loop()
         name = listener.name if listener is not None else ""
         secure = tls is not None
+        if listener is not None:
+            self.proxy.listeners[name] = Limits.of(listener.limits)
 
         def plain() -> asyncio.Protocol:
             return ClientConnection(self.proxy, secure=secure, listener=name)
@@ -66,12 +69,9 @@ class ProxyServer:
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop accepting, let requests in flight end for up to ``drain_s``, then end everything."""
-        self.proxy.draining = True
         for server in self._servers:
             server.close()
-        for client in list(self.proxy.clients):
-            if not isinstance(client, ClientConnection):  # HTTP/2 says goodbye before it ends
-                client.drain()
+        self.proxy.drain()
         for _ in range(round(drain_s / DRAIN_STEP_S)):
             if not self.proxy.busy:
                 break

@@ -16,7 +16,7 @@ from roost.gateway.streams import DataHosts, data_credential
 from roost.gateway.transfer import BlobTransfer
 from roost.kit.ids import SeededIds
 from roost.ports import wire
-from roost.proxy.exchange import Limits, Proxy
+from roost.proxy.front import Limits, Proxy
 from roost.proxy.server import ProxyServer
 
 SECRET = b"data secret"

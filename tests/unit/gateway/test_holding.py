@@ -13,7 +13,7 @@ HELD = Route(name="n/s-1", prefix="/n/s-1", target=Hold(), epoch=1)
 async def backend(text: bytes = b"hello") -> tuple[asyncio.Server, int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        size = 5 if b"content-length: 5" in head else 0
+        size = 5 if b"content-length: 5" in head.lower() else 0
         body = await reader.readexactly(size)
         answer = text + body
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from roost.proxy.answers import Answer
-from roost.proxy.exchange import Limits, Proxy
+from roost.proxy.front import Limits, Proxy
 from roost.proxy.heads import Request
 from roost.proxy.plan import Stream
 from roost.proxy.pool import Backend, BackendConnection, Pool
@@ -33,7 +33,7 @@ class OneBackend:
 
     def decide(self, request: Request) -> Backend | Answer | None:
         self.seen.append(request)
-        if request.path == "/answer":
+        if request.path == b"/answer":
             return Answer(200, body=b"own")
         return self.backend
 

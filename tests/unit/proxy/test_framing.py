@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from roost.proxy import framing
 from roost.proxy.framing import ChunkedBody, FramingError, LengthBody
-from roost.proxy.heads import ResponseReader, read_request, read_response
+from roost.proxy.heads import Origin, read_request
+from roost.proxy.responses import ResponseReader, read_response
 
 
 def head(*lines: str) -> bytes:
@@ -64,7 +65,7 @@ REFUSED = [
 
 def read_whole(raw: bytes) -> None:
     framing.head_end(raw)
-    read_request(raw, "1.2.3.4")
+    read_request(raw, Origin("1.2.3.4"))
 
 
 @pytest.mark.parametrize(("bad", "status"), REFUSED)
@@ -107,37 +108,38 @@ def test_hop_by_hop_fields_stay_here_and_forwarding_fields_are_ours() -> None:
             "Content-Length: 5",
             "Cookie: a=b",
         ),
-        "1.2.3.4",
+        Origin("1.2.3.4"),
     )
     assert request.forward().decode().split("\r\n") == [
         "POST /a?b=c HTTP/1.1",
-        "host: h:1",
-        "authorization: Bearer t",
-        "content-length: 5",
-        "cookie: a=b",
+        "Host: h:1",
+        "Authorization: Bearer t",
+        "Content-Length: 5",
+        "Cookie: a=b",
+        "X-Forwarded-Host: h:1",
         "X-Forwarded-For: 1.2.3.4",
         "X-Forwarded-Proto: http",
-        "X-Forwarded-Host: h:1",
+        "Forwarded: for=1.2.3.4;proto=http",
         "",
         "",
     ]
-    assert request.path == "/a"
+    assert request.path == b"/a"
     assert not request.closes
 
 
 def test_an_upgrade_is_passed_on_only_where_it_can_be() -> None:
     lines = ("Host: a", "Connection: Upgrade", "Upgrade: websocket")
-    asked = read_request(head(GET, *lines), "c")
+    asked = read_request(head(GET, *lines), Origin("c"))
     assert asked.forward().endswith(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-    assert read_request(head("GET / HTTP/1.0", *lines), "c").upgrade == b""
-    assert read_request(head(GET, *lines[:2], "Upgrade: h2c"), "c").upgrade == b""
-    assert read_request(head(GET, *lines, "Content-Length: 1"), "c").upgrade == b""
+    assert read_request(head("GET / HTTP/1.0", *lines), Origin("c")).upgrade == b""
+    assert read_request(head(GET, *lines[:2], "Upgrade: h2c"), Origin("c")).upgrade == b""
+    assert read_request(head(GET, *lines, "Content-Length: 1"), Origin("c")).upgrade == b""
 
 
 def test_absolute_targets_become_paths() -> None:
-    assert read_request(head("GET http://x/a?b HTTP/1.1", "Host: a"), "c").target == b"/a?b"
-    assert read_request(head("GET http://x HTTP/1.1", "Host: a"), "c").target == b"/"
-    assert read_request(head("GET http://x?q HTTP/1.1", "Host: a"), "c").target == b"/?q"
+    assert read_request(head("GET http://x/a?b HTTP/1.1", "Host: a"), Origin("c")).target == b"/a?b"
+    assert read_request(head("GET http://x HTTP/1.1", "Host: a"), Origin("c")).target == b"/"
+    assert read_request(head("GET http://x?q HTTP/1.1", "Host: a"), Origin("c")).target == b"/?q"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_httptools_reads_every_accepted_head_the_same_way(
         raw = raw[:at] + noise[1] + raw[at:]
     try:
         end = framing.head_end(raw)
-        request = read_request(raw[:end], "c") if end > 0 else None
+        request = read_request(raw[:end], Origin("c")) if end > 0 else None
     except FramingError:
         return
     if request is None:
@@ -300,7 +302,7 @@ def test_garbage_never_crashes_the_parsers(garbage: bytes, cuts: list[int]) -> N
         try:
             end = framing.head_end(raw)
             if end > 0:
-                read_request(raw[:end], "c")
+                read_request(raw[:end], Origin("c"))
         except FramingError:
             pass
         reader = ResponseReader(b"GET", decode=True)

@@ -22,7 +22,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from roost.proxy.exchange import Limits
+from roost.proxy.front import Limits
 from roost.proxy.http2 import STREAM_WINDOW, STREAMS, Http2Front
 from roost.proxy.http2_stream import WRITE_HIGH
 from roost.proxy.server import ProxyServer
@@ -544,6 +544,32 @@ async def test_a_length_that_lies_is_refused(
         reply = await client.reply(stream_id)
         assert not reply.ended
         assert whole == 0
+
+
+async def test_streams_are_no_connections(h2served: Callable[..., object]) -> None:
+    """A bound on connections counts the one they share."""
+    gate = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        await gate.wait()
+        writer.write(OK)
+        await writer.drain()
+
+    limits = replace(Limits(), connections_per_client=1)
+    async with h2served(serve, limits) as served:
+        client = await served.client()
+        asked = [client.ask() for _ in range(5)]
+        await eventually(lambda: served.proxy.busy == 6)
+        second = await served.client()
+        await second.until(lambda: second.closed)
+        gate.set()
+        for stream_id in asked:
+            assert (await client.reply(stream_id)).status == 200
+        await client.close()
+        await eventually(lambda: not served.proxy.per_client)
+        third = await served.client()
+        assert (await third.reply(third.ask())).status == 200
 
 
 # --- floods -------------------------------------------------------------------------------------
