@@ -23,14 +23,6 @@ DESCRIPTORS = 250
 """Most descriptors the kernel passes with one message (SCM_MAX_FD is 253)."""
 
 
-class Certificate(msgspec.Struct, frozen=True):
-    """One that was obtained (ACME), beside those of the file."""
-
-    names: tuple[str, ...]
-    certificate: str
-    key: str
-
-
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All a worker serves by. Its version rises with every change."""
 
@@ -38,7 +30,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     gateway: policy.Gateway
     workers: int
     """Bounds for all workers together are shared out over so many."""
-    obtained: tuple[Certificate, ...] = ()
+    obtained: tuple[policy.Certificate, ...] = ()
+    """Certificates from an ACME server, beside those of the file."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="k"):
@@ -57,9 +50,9 @@ class Health(_Message, frozen=True, kw_only=True, tag="health"):
 
 
 class Challenges(_Message, frozen=True, kw_only=True, tag="challenges"):
-    """ACME http-01: path -> answer."""
+    """ACME http-01: token -> answer."""
 
-    answers: dict[str, str]
+    tokens: dict[str, str]
 
 
 class Drain(_Message, frozen=True, kw_only=True, tag="drain"):
@@ -147,6 +140,10 @@ class Channel:
             return
         self._waiting.append((_encode(message), tuple(os.dup(d) for d in descriptors)))
         self._flush()
+
+    def fileno(self) -> int:
+        """The descriptor, for a program that takes this one's place."""
+        return self._sock.fileno()
 
     def close(self) -> None:
         """No more of it; ``ended`` is not called."""
