@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from roost.proxy import policy
 from roost.proxy.upstream import Outcome, Upstream, Upstreams
@@ -271,8 +272,8 @@ def _plan(simulation: Simulation, scenario: str, seconds: float) -> None:
     s = simulation
     third, half = seconds / 4, seconds / 2
     if scenario == "hetero":
-        for index, speed in enumerate(HETERO):
-            s.slow(index, speed)
+        for index, share in enumerate(HETERO):
+            s.slow(index, share)
     elif scenario == "degrade":
         s.at(third, lambda: s.slow(0, 1 / 8))
         s.at(third + half, lambda: s.slow(0, 1.0))
@@ -280,8 +281,8 @@ def _plan(simulation: Simulation, scenario: str, seconds: float) -> None:
         for index in range(5):
             when_s = s.rng.random() * 12
             while when_s < seconds:
-                s.at(when_s, lambda index=index: s.slow(index, 1 / 3))
-                s.at(when_s + 2, lambda index=index: s.slow(index, 1.0))
+                s.at(when_s, partial(s.slow, index, 1 / 3))
+                s.at(when_s + 2, partial(s.slow, index, 1.0))
                 when_s += 2 + s.rng.expovariate(1 / 10)
     elif scenario == "hang":
         s.at(third, lambda: s.hang(0, True))
@@ -300,11 +301,11 @@ def _churn(s: Simulation, seconds: float) -> None:
     """One after the other crashes, and comes back cold."""
     for turn, when_s in enumerate(range(5, int(seconds), 10)):
         index = turn % 5
-        s.at(when_s, lambda index=index: s.crash(index))
-        s.at(when_s + 4, lambda index=index: s.recover(index))
+        s.at(when_s, partial(s.crash, index))
+        s.at(when_s + 4, partial(s.recover, index))
         for step in range(7):
             speed = 1 / (4 - step / 2)
-            s.at(when_s + 4 + step / 2, lambda index=index, speed=speed: s.slow(index, speed))
+            s.at(when_s + 4 + step / 2, partial(s.slow, index, speed))
 
 
 HETERO = (1.0, 1.0, 1.0, 0.5, 0.25)

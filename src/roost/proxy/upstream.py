@@ -227,6 +227,7 @@ class Upstream:
             self._owner.let_in(self, now_s)
         if self.fail_rate < 0.01 and not self.recent and self.served * EWMA_SHARE > 1.0:
             self.fail_rate = 0.0
+            self.seen = self._owner.policy.outlier.window  # as many good ones are behind it
             self.watched = False
 
     def _remember(self, failed: int) -> None:
@@ -398,17 +399,17 @@ class Upstreams:
         """Give a place of ``pending`` up, before or after it was woken."""
         self.line.leave(future, now_s)
 
-    def may_retry(self, now_s: float) -> bool:
-        """Take a retry from the budget."""
-        retries = self.policy.retries
+    def may_retry(self, now_s: float, retries: policy.Retries | None = None) -> bool:
+        """Take a retry from the budget; ``retries``: a route's own bounds of it."""
+        retries = retries or self.policy.retries
         if not self.window.take_retry(retries.budget_share, retries.budget_per_s, now_s):
             return False
         self._retried += 1
         return True
 
-    def may_hedge(self, now_s: float) -> bool:
-        """Take a hedge from the budget."""
-        hedging = self.policy.hedging
+    def may_hedge(self, now_s: float, hedging: policy.Hedging | None = None) -> bool:
+        """Take a hedge from the budget; ``hedging``: a route's own bounds of it."""
+        hedging = hedging or self.policy.hedging
         return hedging.enabled and self.window.take_hedge(hedging.max_share, now_s)
 
     def hedge_after_s(self) -> float:
