@@ -256,10 +256,9 @@ class Attempts:
         assert task is not None
         try:
             back = await self.proxy.pool.connect(upstream.backend)
-        except (OSError, TimeoutError, RoostError) as error:
+        except (OSError, TimeoutError, RoostError):
             if self._dials.pop(task, None) is not None:
-                timed_out = isinstance(error, TimeoutError)
-                self._lost(upstream, Outcome.TIMED_OUT if timed_out else Outcome.REFUSED, True)
+                self._lost(upstream, Outcome.REFUSED, True)
             return
         if self._dials.pop(task, None) is None:  # the exchange ended meanwhile
             back.transport.abort()
@@ -443,7 +442,7 @@ class Attempts:
         if self.retries + 1 >= plan.retries.attempts:
             return None
         other = plan.upstreams.pick(now_s, tried=self._tried, idempotent=request.idempotent)
-        if other is None or not plan.upstreams.may_retry(now_s):
+        if other is None or not plan.upstreams.may_retry(now_s, plan.retries):
             return None
         return other
 
@@ -482,7 +481,7 @@ class Attempts:
         if back is not None and back.upstream is not None:
             tried.append(back.upstream)
         other = plan.upstreams.pick(now_s, tried=tried, idempotent=True)
-        if other is None or not plan.upstreams.may_hedge(now_s):
+        if other is None or not plan.upstreams.may_hedge(now_s, plan.hedging):
             return True
         self.was_hedged = True
         self.simple = False
