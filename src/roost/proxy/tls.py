@@ -26,7 +26,7 @@ from roost.proxy import policy
 log = logging.getLogger(__name__)
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-SPARE_HOLDERS = 16
+SPARE_HOLDERS = 64
 """Ticket keys made ahead, for listeners that appear after the workers were forked."""
 TICKETS = 2
 """Session tickets after a full TLS 1.3 handshake (a client may use each only once)."""
@@ -151,24 +151,33 @@ class Tickets:
     """Contexts holding the keys of session tickets. Make it before the workers are forked.
 
     Python cannot set a context's ticket keys, but a forked context keeps them. So each listener claims
-    one made beforehand; processes that see the same listeners in the same order claim the same.
+    one made beforehand. Which one follows from its key, so that a worker forked later and one that has
+    seen other listeners come and go claim the same (but for rare collisions: those cost resumption).
     """
 
     def __init__(self, spare: int = SPARE_HOLDERS) -> None:
-        self._spare = [ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(spare)]
+        self._spare: list[ssl.SSLContext | None] = [
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(spare)
+        ]
         self._claimed: dict[str, ssl.SSLContext] = {}
 
     def claim(self, key: str) -> ssl.SSLContext:
         """The holder of ``key``, always the same."""
-        holder = self._claimed.get(key)
-        if holder is None:
-            if self._spare:
-                holder = self._spare.pop(0)
-            else:
-                log.warning("no ticket keys left for %s: sessions resume in one worker only", key)
-                holder = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._claimed[key] = holder
-        return holder
+        if key not in self._claimed:
+            self._claimed[key] = self._take(key)
+        return self._claimed[key]
+
+    def _take(self, key: str) -> ssl.SSLContext:
+        spare = self._spare
+        first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+        for step in range(len(spare)):
+            at = (first + step) % len(spare)
+            holder = spare[at]
+            if holder is not None:
+                spare[at] = None
+                return holder
+        log.warning("no ticket keys left for %s: its sessions resume in one worker only", key)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 @dataclass(frozen=True, slots=True)

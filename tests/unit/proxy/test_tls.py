@@ -341,6 +341,16 @@ def test_listeners_do_not_share_sessions(authority: Authority) -> None:
     assert not shake(two.context, client, "a.example", session)[0].session_reused
 
 
+def test_the_keys_of_a_listener_do_not_depend_on_what_was_there_before() -> None:
+    tickets, other = Tickets(64), Tickets(64)
+    other._spare = list(tickets._spare)  # as after a fork
+    for gone in ("old ", "older ", "oldest "):
+        other.claim(gone)
+    assert all(tickets.claim(key) is other.claim(key) for key in ("web ", "api ", "web "))
+    few = Tickets(2)
+    assert len({few.claim(key) for key in "abcd"}) == 4
+
+
 # --- backends -------------------------------------------------------------------------------------------
 
 
