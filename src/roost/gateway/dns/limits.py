@@ -21,8 +21,9 @@ BUCKETS = 50_000
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one client network may draw by UDP, and connections by TCP."""
 
-    responses_per_s: float = 100.0
-    """Equal responses (name and kind) to one network; errors and NXDOMAIN count as equal. 0 = no bound."""
+    responses_per_s: float = 300.0
+    """Equal responses (name and kind) to one network, 0 = no bound. All NXDOMAINs are equal, so are all
+    empty answers and all errors. Not less: a resolver that passes client subnets on asks often."""
     all_per_s: float = 1000.0
     """All responses to one network; 0 = no bound."""
     burst_s: float = 2.0
