@@ -29,7 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     burst_s: float = 2.0
     """A network that was quiet may draw this many seconds' worth at once."""
     slip: int = 2
-    """Of the responses over the rate every so-manieth is an empty one with TC (a real client then
+    """Of the responses over the rate every ``slip``-th is an empty one with TC (a real client then
     comes by TCP), the others are dropped; 0 = all are dropped."""
     ipv4_prefix: int = 24
     ipv6_prefix: int = 56
