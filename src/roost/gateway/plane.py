@@ -22,6 +22,7 @@ from roost.proxy.counters import BackendState
 from roost.proxy.front import ClientConnection, Proxy
 from roost.proxy.heads import Request
 from roost.proxy.http2 import alpn_front
+from roost.proxy.leaving import Leaving
 from roost.proxy.plan import Observer, Plan, Stream
 from roost.proxy.pool import BackendConnection, Pool
 from roost.proxy.protect import Guards
@@ -120,6 +121,7 @@ class Plane:
         self._proxy = Proxy(_Routes({}, self._challenges))
         self._server = ProxyServer(self._proxy)
         self._tcp: dict[str, TcpRoute] = {}
+        self._leaving = Leaving(self._proxy.tunnels, unix_offset_s=self.unix_offset_s)
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Plane:
         self._proxy.trusted = tuple(ip_network(each) for each in gateway.trusted_proxies)
         self._swap()
         self.set_health(self._health)
+        self._leaving.look(self.members())
         await self._listen(gateway, sockets, secured)
 
     def _secured(self, snapshot: Snapshot) -> dict[str, ServerTls]:
@@ -281,11 +284,12 @@ class Plane:
         end_s = loop.time() + seconds
         for site in self._sites.values():
             _stop(site)
+        self._leaving.close()
         self._proxy.drain()
         spread_s = min(HURRY_S, seconds / 4) if at_once else seconds * TELL_SHARE
         tell_all(self._proxy.tunnels, over_s=spread_s, grace_s=seconds / 4)
-        while loop.time() < end_s and (self._proxy.busy or self._proxy.tunnels):
-            await asyncio.sleep(DRAIN_STEP_S)  # noqa: ASYNC110
+        while loop.time() < end_s and (self._proxy.busy or self._proxy.tunnels):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_STEP_S)
         await self._server.close(0.0)
 
     # --- what is to be seen ----------------------------------------------------------------------

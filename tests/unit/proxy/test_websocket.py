@@ -11,8 +11,11 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close
 
+from roost.proxy import policy
+from roost.proxy.leaving import NOTICE_S, Leaving
 from roost.proxy.pool import Backend
 from roost.proxy.tunnel import Tunnel
+from roost.proxy.upstream import Upstreams
 from roost.proxy.websocket import (
     GOING_AWAY,
     SERVICE_RESTART,
@@ -259,3 +262,48 @@ async def test_other_upgrades_are_left_alone(proxied: Any) -> None:
         assert tell_all(setup.proxy.tunnels) == 0
         writer.write(b"still here")
         assert await asyncio.wait_for(reader.readexactly(10), 5) == b"still here"
+
+
+# --- backends that leave --------------------------------------------------------------------
+
+
+async def talking(socket: ServerConnection) -> None:
+    async for message in socket:
+        await socket.send(message)
+
+
+async def test_websockets_of_leaving_backends_are_told(
+    proxied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.proxy.leaving.SPREAD_S", 0.05)
+    async with serve(talking, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        stays, goes, leaves = (policy.BackendSpec(address=f"127.0.0.1:{p}") for p in (1, 2, 3))
+        upstreams = Upstreams(policy.Service(name="s", backends=(stays, goes, leaves)))
+        kept, left, noticed = upstreams.members
+        async with proxied(nothing, backend=Backend(host="127.0.0.1", port=port)) as setup:
+            clients = []
+            for owner in (kept, left, left, noticed):
+                clients.append(await dial(setup))
+                next(t for t in setup.proxy.tunnels if t.owner is None).owner = owner
+            offset_s = 1_000_000.0 - asyncio.get_running_loop().time()
+            leaving = Leaving(setup.proxy.tunnels, unix_offset_s=offset_s)
+            leaving.look(upstreams.members)
+            goes = policy.BackendSpec(address=goes.address, state="draining")
+            leaves_at_s = 1_000_000.0 + NOTICE_S + 0.5
+            leaves = policy.BackendSpec(address=leaves.address, leaves_at_s=leaves_at_s)
+            upstreams.updated(policy.Service(name="s", backends=(stays, goes, leaves)))
+            leaving.look(upstreams.members)
+            for client in clients[1:]:
+                with pytest.raises(ConnectionClosed) as caught:
+                    await asyncio.wait_for(client.recv(), 5)
+                assert caught.value.rcvd == Close(SERVICE_RESTART, "the server is leaving")
+            await clients[0].send("still here")
+            assert await asyncio.wait_for(clients[0].recv(), 5) == "still here"
+            # Out of the configuration is not the same as leaving.
+            upstreams.updated(policy.Service(name="s", backends=(goes, leaves)))
+            leaving.look(upstreams.members)
+            await clients[0].send("even now")
+            assert await asyncio.wait_for(clients[0].recv(), 5) == "even now"
+            leaving.close()
+            await clients[0].close()
