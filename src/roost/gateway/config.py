@@ -46,7 +46,7 @@ def load(path: Path) -> policy.Gateway:
         raise Invalid(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise Invalid(f"{path} is not UTF-8") from error
-    return parse(text, path.name, path.parent)
+    return parse(text, path.name, path.absolute().parent)
 
 
 def parse(
