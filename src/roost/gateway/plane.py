@@ -37,8 +37,10 @@ from roost.proxy.websocket import tell_all
 DRAIN_STEP_S = 0.02
 TELL_SHARE = 0.5
 """WebSockets are told spread over this share of a drain that is in no hurry."""
-HURRY_S = 1.0
+HURRY_S = 0.5
 """... or over this when the whole gateway ends."""
+IDLE_S = 5.0
+"""A connection that stays silent this long in a drain without hurry is closed."""
 LISTENER_EMPTY_S = 1.0
 
 
@@ -285,10 +287,21 @@ class Plane:
         for site in self._sites.values():
             _stop(site)
         self._leaving.close()
-        self._proxy.drain()
+        proxy = self._proxy
+        proxy.draining = True
+        for client in list(proxy.clients):
+            if not isinstance(client, ClientConnection):  # HTTP/2 can say which requests count
+                client.drain()
         spread_s = min(HURRY_S, seconds / 4) if at_once else seconds * TELL_SHARE
-        tell_all(self._proxy.tunnels, over_s=spread_s, grace_s=seconds / 4)
-        while loop.time() < end_s and (self._proxy.busy or self._proxy.tunnels):  # noqa: ASYNC110
+        tell_all(proxy.tunnels, over_s=spread_s, grace_s=seconds / 4)
+        # A kept connection closed in the moment of its next request looks like a failure to many
+        # clients: those in use are closed with their next answer, only what stays silent without.
+        idle_s = min(HURRY_S, seconds / 4) if at_once else min(IDLE_S, seconds / 4)
+        silent_s = loop.time() + idle_s
+        while proxy.clients and loop.time() < silent_s:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_STEP_S)
+        proxy.drain()
+        while loop.time() < end_s and (proxy.busy or proxy.tunnels):  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_STEP_S)
         await self._server.close(0.0)
 

@@ -315,8 +315,8 @@ class Supervisor:
                 [sys.executable, *sys.orig_argv[1:]], env={**os.environ, TRIAL: "1"}
             )
             end_s = self._loop.time() + TRIAL_S
-            while trial.poll() is None and self._loop.time() < end_s:
-                await asyncio.sleep(TRIAL_STEP_S)  # noqa: ASYNC110
+            while trial.poll() is None and self._loop.time() < end_s:  # noqa: ASYNC110
+                await asyncio.sleep(TRIAL_STEP_S)
             if trial.poll() != 0:
                 trial.kill()
                 trial.wait()
