@@ -74,6 +74,7 @@ class Attempts:
         "proxy",
         "release",
         "request",
+        "request_id",
         "retries",
         "simple",
         "was_hedged",
@@ -95,6 +96,8 @@ class Attempts:
         """Bytes of the answer have gone to the client."""
         self.blocked = False
         """The client does not take bytes."""
+        self.request_id = b""
+        """Where the request is numbered: its id."""
         self.watched = False
         """Looked at for hedging."""
         self._restart()
@@ -278,7 +281,7 @@ class Attempts:
             return
         self.back = back
         self._give(back, upstream)
-        for piece in packed([self._head(back), *self._held]):
+        for piece in packed([self._head(), *self._held]):
             back.send(piece)
         if not self._replayable:
             self._held = []
@@ -295,19 +298,23 @@ class Attempts:
         self.last = upstream
         self._sent += 1
 
-    def _head(self, back: BackendConnection) -> bytes:
+    def _head(self) -> bytes:
+        """The head as it goes to the backend."""
         request, plan = self.request, self.plan
         assert request is not None
+        target, changes = request.target, self._changes
         if plan is not None and plan.rewrite is not None:
             target, changes = plan.rewrite.request(request)
-            if target != request.target or changes or self._changes:
-                return self.proxy.numbered(
-                    request, request.forward_changed(target, changes + self._changes)
-                )
-        elif self._changes:
-            changed = request.forward_changed(request.target, self._changes)
-            return self.proxy.numbered(request, changed)
-        return self.proxy.numbered(request, request.forward())
+            changes += self._changes
+        if changes or target != request.target:
+            head = request.forward_changed(target, changes)
+        else:
+            head = request.forward()
+        return self.numbered(head) if request.numbered else head
+
+    def numbered(self, head: bytes) -> bytes:
+        """``head`` with the id of ours."""
+        return head[:-2] + b"X-Request-Id: " + self.request_id + b"\r\n\r\n"
 
     # --- nobody can take it now ------------------------------------------------------------------
 
@@ -442,7 +449,10 @@ class Attempts:
         if self.retries + 1 >= plan.retries.attempts:
             return None
         other = plan.upstreams.pick(now_s, tried=self._tried, idempotent=request.idempotent)
-        if other is None or not plan.upstreams.may_retry(now_s, plan.retries):
+        if other is None:
+            return None
+        if not plan.upstreams.may_retry(now_s, plan.retries):
+            other.unpicked()
             return None
         return other
 
@@ -481,7 +491,10 @@ class Attempts:
         if back is not None and back.upstream is not None:
             tried.append(back.upstream)
         other = plan.upstreams.pick(now_s, tried=tried, idempotent=True)
-        if other is None or not plan.upstreams.may_hedge(now_s, plan.hedging):
+        if other is None:
+            return True
+        if not plan.upstreams.may_hedge(now_s, plan.hedging):
+            other.unpicked()
             return True
         self.was_hedged = True
         self.simple = False
@@ -499,7 +512,7 @@ class Attempts:
     def _attach_hedge(self, back: BackendConnection, upstream: Upstream) -> None:
         self.hedge = back
         self._give(back, upstream)
-        back.send(self._head(back))
+        back.send(self._head())
 
     def chosen(self, back: BackendConnection) -> None:
         """This copy is answered: the others are let go."""

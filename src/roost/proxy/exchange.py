@@ -40,6 +40,8 @@ class Exchange(Attempts):
         now_s = self.began_s = self._time()
         proxy = self.proxy
         proxy.requests += 1
+        if request.numbered:
+            self.request_id = proxy.new_id()
         plan = proxy.router.decide(request)
         if plan.__class__ is not Plan or not plan.plain or request.has_body:  # type: ignore[union-attr]
             self._begin(request, plan)
@@ -63,7 +65,7 @@ class Exchange(Attempts):
         back.began_s = now_s
         self._sent = 1
         head = request.forwarded or request.forward()
-        back.transport.write(proxy.numbered(request, head) if request.numbered else head)
+        back.transport.write(self.numbered(head) if request.numbered else head)
         self.client.deadline_s = now_s + plan.timeouts.response_s
         if not self.watched and plan.hedging.enabled:
             proxy.watch(self)
@@ -442,7 +444,7 @@ class Exchange(Attempts):
         record.outcome = self.outcome
         record.retries = self.retries
         record.hedged = self.was_hedged
-        record.request_id = request.request_id
+        record.request_id = self.request_id if request.numbered else request.request_id
         record.refused = self.refused
         observer.done(record)
 

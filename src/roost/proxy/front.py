@@ -126,12 +126,9 @@ class Proxy:
             return False
         return any(address in network for network in self.trusted)
 
-    def numbered(self, request: Request, head: bytes) -> bytes:
-        """``head`` with an id of ours, where the request is to have one."""
-        if not request.numbered:
-            return head
-        request.request_id = b"%b%08x" % (self.id_prefix, self.requests)
-        return head[:-2] + b"X-Request-Id: " + request.request_id + b"\r\n\r\n"
+    def new_id(self) -> bytes:
+        """An id for the request that has just begun."""
+        return b"%b%08x" % (self.id_prefix, self.requests)
 
     # --- what waits ------------------------------------------------------------------------------
 
