@@ -37,3 +37,19 @@ def backend_of(
         connect_s=service.connect_s,
         idle_s=service.idle_s,
     )
+
+
+def backends_of(
+    service: policy.Service, contexts: Contexts | None
+) -> dict[str, tuple[policy.BackendSpec, Backend]]:
+    """The backends of a service by address. Raises ``ValueError``, or what ``contexts`` raises."""
+    context = None
+    if service.tls is not None:
+        if contexts is None:
+            raise ValueError(f"service {service.name!r}: TLS to backends needs contexts")
+        context = contexts(service.tls)
+    specs = [
+        policy.BackendSpec(address=spec) if isinstance(spec, str) else spec
+        for spec in service.backends
+    ]
+    return {spec.address: (spec, backend_of(spec.address, service, context)) for spec in specs}

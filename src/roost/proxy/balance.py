@@ -176,7 +176,9 @@ class Idle:
                 self._listed.discard(member)
                 continue
             looked += 1
-            if member not in tried and (best is None or member.floor < best.floor):
+            if member.room <= 0 or member in tried:
+                continue
+            if best is None or member.floor < best.floor:
                 best = member
         return best
 

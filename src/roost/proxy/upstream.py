@@ -6,25 +6,23 @@ always the event loop's clock. Never connects anywhere and starts no task.
 """
 
 import asyncio
-import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle
 from random import Random
 
-from roost.proxy import balance, eject, policy, score
-from roost.proxy.address import Contexts, backend_of
+from roost.proxy import balance, eject, policy, results, score
+from roost.proxy.address import Contexts, backends_of
 from roost.proxy.budget import Latencies, Window
 from roost.proxy.cookies import backend_id
 from roost.proxy.pool import Backend
+from roost.proxy.results import EWMA_SHARE
+from roost.proxy.results import Outcome as Outcome
+from roost.proxy.slots import Cell, SlotRow
 from roost.proxy.waiting import WaitingLine
 
 REFRESH_S = 0.05
 """Scores are made anew this often (less often in a service of hundreds of backends)."""
 REFRESH_PER_BACKEND_S = 0.0005
-EWMA_SHARE = 0.1
-"""Weight of a new latency in the mean."""
-FAIL_SHARE = 0.2
-"""Weight of a new result in the failure rate."""
 TRIAL_S = 10.0
 """A half-open backend whose trial request takes longer than this gets another one."""
 SAMPLES_PER_REFRESH = 256
@@ -36,24 +34,6 @@ BUSY = 2.0
 NO_BOUND = 1 << 60
 
 
-class Outcome(enum.Enum):
-    """What came of a request at one backend."""
-
-    OK = "ok"
-    FAILED = "failed"
-    """It answered 5xx or 429."""
-    REFUSED = "refused"
-    """No connection: refused, unreachable, or not made in time."""
-    RESET = "reset"
-    """The connection broke before the answer's end. A kept-alive one that the backend had closed while it
-    was idle is no fault of its: that is ``CANCELLED``."""
-    TIMED_OUT = "timed out"
-    CANCELLED = "cancelled"
-    """Our side or the client gave up: says nothing about the backend."""
-    OUTRUN = "outrun"
-    """A hedge sent elsewhere was answered first: it is at least that slow."""
-
-
 _OK = Outcome.OK
 
 
@@ -61,13 +41,12 @@ class Upstream:
     """One backend as this worker sees it."""
 
     __slots__ = (
-        "_owner",
-        "_samples",
         "_waiting",
         "active",
         "address",
         "back_since_s",
         "backend",
+        "cell",
         "down",
         "ejections",
         "ewma_s",
@@ -79,10 +58,12 @@ class Upstream:
         "out_for_s",
         "out_until_s",
         "outrun",
+        "owner",
         "recent",
         "report_s",
         "reported_slots",
         "room",
+        "samples",
         "seen",
         "seen_before",
         "served",
@@ -99,8 +80,8 @@ class Upstream:
     )
 
     def __init__(self, owner: "Upstreams", spec: policy.BackendSpec, backend: Backend) -> None:
-        self._owner = owner
-        self._samples = owner.samples
+        self.owner = owner
+        self.samples = owner.samples
         self._waiting: Sequence[object] = owner.line.waiting
         self.spec = spec
         self.address = spec.address
@@ -110,6 +91,8 @@ class Upstream:
         self.active = 0
         """Requests and tunnels under way."""
         self.room = spec.slots or NO_BOUND
+        self.cell: Cell | None = None
+        """Where its requests in all workers are counted."""
         self.ewma_s = 0.0
         """Mean latency of good answers; 0 = none yet."""
         self.served = 0
@@ -144,7 +127,7 @@ class Upstream:
     @property
     def service(self) -> str:
         """Name of its service."""
-        return self._owner.policy.name
+        return self.owner.policy.name
 
     @property
     def state(self) -> str:
@@ -167,11 +150,11 @@ class Upstream:
         if outcome is _OK and not self.watched:
             self.served += 1
             self.ewma_s += (seconds - self.ewma_s) * EWMA_SHARE
-            self._samples.append(seconds)
+            self.samples.append(seconds)
         else:
-            self._note(outcome, seconds, now_s)
+            results.note(self, outcome, seconds, now_s)
         if self._waiting:
-            self._owner.slot_free(self, now_s)
+            self.owner.slot_free(self, now_s)
 
     def report(self, active: int, slots: int, now_s: float) -> None:
         """The backend's own load (``Roost-Load``), before the request it came with has ended."""
@@ -189,52 +172,23 @@ class Upstream:
         """While ``waiting`` is not empty its service is told of each end."""
         self._waiting = waiting
 
-    def _note(self, outcome: Outcome, seconds: float, now_s: float) -> None:
-        if outcome is Outcome.OK:
-            self._note_good(seconds, now_s)
-            return
-        if outcome is Outcome.CANCELLED:
-            self.trial_until_s = 0.0
-            return
-        self.watched = True
-        if outcome in (Outcome.OUTRUN, Outcome.TIMED_OUT) and seconds > self.ewma_s > 0:
-            self.ewma_s += (seconds - self.ewma_s) * EWMA_SHARE
-        if outcome is Outcome.OUTRUN:
-            self.outrun += 1
-            if self.outrun >= eject.OUTRUN_LIMIT or self.half_open:
-                self._owner.eject(self, now_s)
-            return
-        self.failures += 1
-        self.streak += 1
-        self._remember(1)
-        self.fail_rate += (1.0 - self.fail_rate) * FAIL_SHARE
-        if outcome is Outcome.REFUSED:
-            self.fail_rate = 1.0
-        owner = self._owner
-        at_once = outcome is Outcome.REFUSED or outcome is Outcome.RESET or self.half_open
-        if at_once or eject.failed_enough(self, owner.policy.outlier, owner.members):
-            owner.eject(self, now_s)
+    def unpicked(self) -> None:
+        """It was picked, but is not begun after all."""
+        if self.cell is not None:
+            self.cell.set(self.active)
+        self.trial_until_s = 0.0
 
-    def _note_good(self, seconds: float, now_s: float) -> None:
-        self.served += 1
-        share = max(EWMA_SHARE, 1.0 / self.served)  # the first few: their plain mean
-        self.ewma_s += (seconds - self.ewma_s) * share
-        self._samples.append(seconds)
-        self.streak = self.outrun = 0
-        self._remember(0)
-        self.fail_rate *= 1.0 - FAIL_SHARE
-        if self.half_open:
-            self._owner.let_in(self, now_s)
-        if self.fail_rate < 0.01 and not self.recent and self.served * EWMA_SHARE > 1.0:
-            self.fail_rate = 0.0
-            self.seen = self._owner.policy.outlier.window  # as many good ones are behind it
-            self.watched = False
+    def take_room(self) -> bool:
+        """Take one of its slots in all workers together, if there is one. Notes how many are left."""
+        if self.cell is None or self.cell.reserve(self.active, self.spec.slots):
+            return True
+        self.look_for_room()
+        return False
 
-    def _remember(self, failed: int) -> None:
-        window = self._owner.policy.outlier.window
-        self.recent = ((self.recent << 1) | failed) & ((1 << window) - 1)
-        if self.seen < window:
-            self.seen += 1
+    def look_for_room(self) -> None:
+        """How many slots the other workers leave."""
+        if self.cell is not None:
+            self.room = self.spec.slots - self.cell.others()
 
 
 class Upstreams:
@@ -247,9 +201,11 @@ class Upstreams:
         unix_offset_s: float = 0.0,
         rng: Random | None = None,
         contexts: Contexts | None = None,
+        slots: SlotRow | None = None,
     ) -> None:
         """``unix_offset_s``: Unix time minus the loop's clock, for backends that leave at a known time.
-        ``contexts`` is needed where backends are reached by TLS.
+        ``contexts`` is needed where backends are reached by TLS; ``slots`` where there are several
+        workers, for backends with slots.
         """
         self.policy = service
         self.samples: list[float] = []
@@ -262,6 +218,9 @@ class Upstreams:
         self._unix_offset_s = unix_offset_s
         self._rng = rng or Random(service.name)
         self._contexts = contexts
+        self._slots = slots
+        self._shared: tuple[Upstream, ...] = ()
+        """Backends whose slots all workers count together."""
         self._refresh_s = float("-inf")
         self._refreshed_s: float | None = None
         self._p99_due_s = 0.0
@@ -330,14 +289,26 @@ class Upstreams:
         bound = self.policy.breaker.max_requests
         if bound and self.active >= bound:
             return None
-        kind = self.policy.balance
-        sets = self.sets
-        keyed = bool(key) and kind in ("hash", "sticky")
+        keyed = bool(key) and self.policy.balance in ("hash", "sticky")
         if idempotent and not keyed and not tried:  # neither a retry nor a hedge is a trial
-            for member in sets.half:
-                if self._try_out(member, now_s):
+            for member in self.sets.half:
+                if self._try_out(member, now_s) and member.take_room():
                     return member
-        chosen = self._keyed(now_s, key, tried, idempotent) if keyed else self._chosen(tried)
+        looked = False
+        while True:
+            chosen = self._best(now_s, key if keyed else b"", tried, idempotent)
+            if chosen is None and self._shared and not looked:
+                looked = True
+                for member in self._shared:
+                    member.look_for_room()
+            elif chosen is None or chosen.take_room():
+                return chosen
+
+    def _best(
+        self, now_s: float, key: bytes, tried: Collection[Upstream], idempotent: bool
+    ) -> Upstream | None:
+        sets = self.sets
+        chosen = self._keyed(now_s, key, tried, idempotent) if key else self._chosen(tried)
         if chosen is None and sets.far:
             chosen = balance.scan(sets.far, tried)
         if chosen is None and tried and all(m in tried for m in sets.ready + sets.far):
@@ -470,16 +441,7 @@ class Upstreams:
 
     def _set_members(self, service: policy.Service) -> None:
         """Raises ``ValueError`` or ``OSError`` before anything has changed."""
-        specs = [
-            policy.BackendSpec(address=spec) if isinstance(spec, str) else spec
-            for spec in service.backends
-        ]
-        context = None
-        if service.tls is not None:
-            if self._contexts is None:
-                raise ValueError(f"service {service.name!r}: TLS to backends needs contexts")
-            context = self._contexts(service.tls)
-        made = {s.address: (s, backend_of(s.address, service, context)) for s in specs}
+        made = backends_of(service, self._contexts)
         before, self.policy = self.policy, service
         same = (service.tls, service.connect_s, service.idle_s) == (
             before.tls,
@@ -498,8 +460,17 @@ class Upstreams:
                 member.backend = backend
             member.spec = spec
             member.room = spec.slots or NO_BOUND
+            if self._slots is not None and member.cell is None and spec.slots:
+                member.cell = self._slots.cell(service.name, address)
+                member.watched = True
+                if member.cell is not None:
+                    member.cell.set(member.active)
+            elif member.cell is not None and not spec.slots:
+                member.cell.set(0)
+                member.cell = None
             members.append(member)
         self.members = tuple(members)
+        self._shared = tuple(member for member in members if member.cell is not None)
         for member in (*left.values(), *members):
             if member.spec.state != "ready" or member.address in left:
                 member.backend.retire()
@@ -514,6 +485,8 @@ class Upstreams:
         """How many more requests may begin."""
         if now_s >= self._refresh_s:
             self.refresh(now_s)
+        for member in self._shared:
+            member.look_for_room()
         usable = self.sets.ready + self.sets.far
         free = sum([max(0, m.room - m.active) for m in usable])
         bound = self.policy.breaker.max_requests
@@ -556,7 +529,7 @@ class Upstreams:
         self._slow = (
             many
             or kind not in ("least-work", "least-requests")
-            or bool(sets.half or self.line.waiting or self.line.promised)
+            or bool(sets.half or self._shared or self.line.waiting or self.line.promised)
             or self.policy.breaker.max_requests > 0
         )
         known = tuple([(m, m.step) for m in sets.ready])
@@ -581,18 +554,23 @@ def upstreams_of(
     *,
     unix_offset_s: float = 0.0,
     contexts: Contexts | None = None,
+    slots: SlotRow | None = None,
 ) -> dict[str, Upstreams]:
     """All services of a configuration by name: known ones take their new policy over.
 
-    Raises ``ValueError`` for an address that is none, ``OSError`` for a certificate that cannot be read.
+    Raises ``ValueError`` for an address that is none, ``Invalid`` for a certificate that cannot be read:
+    then nothing has changed.
     """
     before = before or {}
+    services = list(services)
+    for service in services:
+        backends_of(service, contexts)
     found = {}
     for service in services:
         known = before.get(service.name)
         found[service.name] = (
             known.updated(service)
             if known is not None
-            else Upstreams(service, unix_offset_s=unix_offset_s, contexts=contexts)
+            else Upstreams(service, unix_offset_s=unix_offset_s, contexts=contexts, slots=slots)
         )
     return found

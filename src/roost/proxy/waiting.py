@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-TICK_S = 0.05
+TICK_S = 0.01
 """While somebody waits, slots that become free without a request's end are looked for this often."""
 
 
