@@ -15,7 +15,9 @@ def table(name: str, scores: list[Score], *, verbose: bool) -> str:
     failed = [score for score in scores if score.failure]
     for score in failed:
         if verbose or score.level == "must":
-            lines.append(f"  {score.level:6} {score.id:40} RFC {score.rfc:12} {score.failure[:160]}")
+            lines.append(
+                f"  {score.level:6} {score.id:40} RFC {score.rfc:12} {score.failure[:160]}"
+            )
     by_level = []
     for level in ("must", "should", "may"):
         of_level = [score for score in scores if score.level == level]
@@ -28,8 +30,12 @@ def table(name: str, scores: list[Score], *, verbose: bool) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.conformance.gateway", description=__doc__)
-    parser.add_argument("--proxy", default="roost", help="a name, or PORT:ORIGIN_PORT of a running one")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.conformance.gateway", description=__doc__
+    )
+    parser.add_argument(
+        "--proxy", default="roost", help="a name, or PORT:ORIGIN_PORT of a running one"
+    )
     parser.add_argument("--only", default="", help="checks whose id contains this")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="list failed shoulds and mays too")

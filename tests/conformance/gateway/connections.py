@@ -63,7 +63,10 @@ def _pipeline(raw: bytes, want: list[bytes], split: int = 0) -> Run:
             await client.send(raw)
         for body in want:
             reply = await client.response()
-            expect(reply.status == 200 and reply.body == body, f"{reply.status} {reply.body!r} for {body!r}")
+            expect(
+                reply.status == 200 and reply.body == body,
+                f"{reply.status} {reply.body!r} for {body!r}",
+            )
 
     return run
 
@@ -86,7 +89,9 @@ for _id, _raw, _want, _split in (
     ("mixed-crlf", _MIXED.replace(b"helloPOST", b"hello\r\nPOST"), _WANT, 0),
 ):
     _lvl = "should" if _id == "mixed-crlf" else "must"
-    CASES.append(Case(f"pipeline-{_id}", "9112-9.3.2", (("", _lvl),), _pipeline(_raw, _want, _split)))
+    CASES.append(
+        Case(f"pipeline-{_id}", "9112-9.3.2", (("", _lvl),), _pipeline(_raw, _want, _split))
+    )
 
 
 @check("pipeline-order-slow", "must", "9112-9.3.2")
@@ -105,10 +110,15 @@ async def _(lane: Lane) -> None:
 @check("pipeline-close-stops", "must", "9112-9.6")
 async def _(lane: Lane) -> None:
     client = await lane.client()
-    await client.send(b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+    await client.send(
+        b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
     expect((await client.response()).status == 200, "no answer")
     expect(await client.closed(), "stayed open")
-    expect([s.target for s in lane.origin.requests] == ["/1"], f"{[s.target for s in lane.origin.requests]}")
+    expect(
+        [s.target for s in lane.origin.requests] == ["/1"],
+        f"{[s.target for s in lane.origin.requests]}",
+    )
 
 
 @check("pipeline-bad-second", "must", "9112-9.3.2")
@@ -123,7 +133,9 @@ async def _(lane: Lane) -> None:
 @check("pipeline-after-bad", "must", "9112-9.6")
 async def _(lane: Lane) -> None:
     client = await lane.client()
-    await client.send(b"GET /1 HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n" + b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+    await client.send(
+        b"GET /1 HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n" + b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
     expect((await client.response()).status == 400, "not refused")
     expect(await client.closed(), "stayed open")
     expect(not lane.origin.requests, "a request after a framing error was served")
@@ -155,7 +167,9 @@ for _name, _line in {
 
 @check("close-by-backend-hidden", "should", "9112-9.6")
 async def _(lane: Lane) -> None:
-    lane.origin.script = [say(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", CLOSE)]
+    lane.origin.script = [
+        say(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", CLOSE)
+    ]
     client = await lane.client()
     for _ in range(2):
         await client.send(GET)
@@ -206,7 +220,9 @@ async def _(lane: Lane) -> None:
 
     lane.origin.early, lane.origin.default = True, go
     client = await lane.client()
-    await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    await client.send(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
     async with asyncio.timeout(2):
         head = await client.reader.readuntil(b"\r\n\r\n")
     expect(head.startswith(b"HTTP/1.1 100"), f"{head!r}")
@@ -217,16 +233,22 @@ async def _(lane: Lane) -> None:
 
 @check("expect-body-at-once", "must", "9110-10.1.1")
 async def _(lane: Lane) -> None:
-    reply = await lane.ask(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello")
+    reply = await lane.ask(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello"
+    )
     expect(reply.status == 200 and lane.origin.requests[0].body == b"hello", f"{reply.status}")
 
 
 @check("expect-refused-early", "should", "9110-10.1.1")
 async def _(lane: Lane) -> None:
     lane.origin.early = True
-    lane.origin.default = say(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno", CLOSE)
+    lane.origin.default = say(
+        b"HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno", CLOSE
+    )
     client = await lane.client()
-    await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    await client.send(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
     reply = await client.response(within_s=2)
     if reply.status == 100 or reply.interim:
         return  # the proxy asked for the body itself: allowed
@@ -242,7 +264,11 @@ async def _(lane: Lane) -> None:
 
     lane.origin.early, lane.origin.default = True, go
     client = await lane.client()
-    await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", 0.1, b"hello")
+    await client.send(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+        0.1,
+        b"hello",
+    )
     reply = await client.response()
     expect(len(reply.interim) <= 1, f"{len(reply.interim)} interim answers")
 
@@ -256,7 +282,10 @@ async def _(lane: Lane) -> None:
 @check("expect-next-request", "must", "9110-10.1.1")
 async def _(lane: Lane) -> None:
     client = await lane.client()
-    await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello" + GET)
+    await client.send(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello"
+        + GET
+    )
     for _ in range(2):
         expect((await client.response()).status == 200, "out of step")
 
@@ -278,16 +307,22 @@ async def _(lane: Lane) -> None:
     lane.origin.script = [say(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno", 0.1, CLOSE)]
     body = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     client = await lane.client()
-    await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(body) + 5) + b"hello")
+    await client.send(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(body) + 5) + b"hello"
+    )
     await client.response(within_s=2)
     await client.send(body, 0.1)
-    expect(not any("smuggled" in s.target for s in lane.origin.requests), "the body became a request")
+    expect(
+        not any("smuggled" in s.target for s in lane.origin.requests), "the body became a request"
+    )
 
 
 @check("early-answer-large-upload", "should", "9112-9.3")
 async def _(lane: Lane) -> None:
     lane.origin.early = True
-    lane.origin.script = [say(b"HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno", CLOSE)]
+    lane.origin.script = [
+        say(b"HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno", CLOSE)
+    ]
     client = await lane.client()
     await client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
     writing = asyncio.create_task(client.send(*([b"x" * 65536] * 122)))
@@ -338,7 +373,9 @@ async def _(lane: Lane) -> None:
             expect(await client.reader.readexactly(size) == data, "other bytes")
     seen = lane.origin.requests[0]
     expect((seen.get("upgrade") or "").lower() == "websocket", "no Upgrade at the origin")
-    expect("upgrade" in (seen.get("connection") or "").lower(), "no Connection: Upgrade at the origin")
+    expect(
+        "upgrade" in (seen.get("connection") or "").lower(), "no Connection: Upgrade at the origin"
+    )
 
 
 @check("ws-first-bytes", "should", "9110-7.8")
@@ -407,7 +444,9 @@ async def _(lane: Lane) -> None:
 
 @check("ws-426", "must", "9110-15.5.22")
 async def _(lane: Lane) -> None:
-    lane.origin.default = say(b"HTTP/1.1 426 Up\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n")
+    lane.origin.default = say(
+        b"HTTP/1.1 426 Up\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n"
+    )
     client = await lane.client()
     await client.send(GET)
     expect((await client.response()).status == 426, "426 is passed on")
@@ -430,7 +469,9 @@ async def _(lane: Lane) -> None:
 async def _(lane: Lane) -> None:
     lane.origin.default = echo
     client = await lane.client()
-    await client.send(_WS.replace(b"Connection: Upgrade", b"Connection: keep-alive, upgrade") + b"\r\n")
+    await client.send(
+        _WS.replace(b"Connection: Upgrade", b"Connection: keep-alive, upgrade") + b"\r\n"
+    )
     async with asyncio.timeout(3):
         head = await client.reader.readuntil(b"\r\n\r\n")
     expect(head.startswith(b"HTTP/1.1 101"), f"{head[:60]!r}")
@@ -439,7 +480,10 @@ async def _(lane: Lane) -> None:
 @check("ws-http10", "must", "9110-7.8")
 async def _(lane: Lane) -> None:
     await lane.ask(_WS.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n")
-    expect(all(s.get("upgrade") is None for s in lane.origin.requests), "an HTTP/1.0 upgrade was passed on")
+    expect(
+        all(s.get("upgrade") is None for s in lane.origin.requests),
+        "an HTTP/1.0 upgrade was passed on",
+    )
 
 
 @check("ws-tunnel-not-reused", "must", "9110-7.8")
@@ -449,7 +493,10 @@ async def _(lane: Lane) -> None:
     client.reset()
     reply = await lane.ask(GET)
     expect(reply.status == 200, f"{reply.status}")
-    expect(lane.origin.requests[-1].link != lane.origin.requests[0].link, "the tunnel's connection was used again")
+    expect(
+        lane.origin.requests[-1].link != lane.origin.requests[0].link,
+        "the tunnel's connection was used again",
+    )
 
 
 # --- failures and retries -----------------------------------------------------------------------------
@@ -492,7 +539,9 @@ for _name, _steps in {"close": (CLOSE,), "reset": (RESET,)}.items():
         reply = await lane.ask(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
         expect(reply.status in (502, 503), f"answered {reply.status} {reply.broken}")
         await asyncio.sleep(0.1)
-        expect(len(lane.origin.requests) == 1, f"the POST was sent {len(lane.origin.requests)} times")
+        expect(
+            len(lane.origin.requests) == 1, f"the POST was sent {len(lane.origin.requests)} times"
+        )
 
     CASES.append(Case(f"fail-post-once-{_name}", "9110-9.2.2", (("", "must"),), _posts))
 
@@ -510,7 +559,9 @@ for _name, _steps in {"close": (CLOSE,), "reset": (RESET,)}.items():
         await lane.ask(GET)
         lane.origin.script = [say(*steps)]
         reply = await lane.ask(GET)
-        expect(reply.status == 200, f"a stale keep-alive connection reached the client: {reply.status}")
+        expect(
+            reply.status == 200, f"a stale keep-alive connection reached the client: {reply.status}"
+        )
 
     CASES.append(Case(f"retry-stale-{_name}", "9112-9.3.1", (("", "should"),), _stale_get))
 
@@ -550,7 +601,9 @@ async def _(lane: Lane) -> None:
     await lane.origins[0].stop()
     try:
         for number in range(6):
-            reply = await lane.ask(b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" % number)
+            reply = await lane.ask(
+                b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" % number
+            )
             expect(reply.status == 200, f"answered {reply.status}")
     finally:
         await lane.origins[0].start(port)
@@ -592,7 +645,10 @@ async def _(lane: Lane) -> None:
     client = await lane.client()
     await client.send(b"GET /p HTTP/1.1\r\nHo")
     reply = await client.response(within_s=4)
-    expect(reply.status in (0, 400, 408) and reply.broken != "timeout", f"{reply.status} {reply.broken}")
+    expect(
+        reply.status in (0, 400, 408) and reply.broken != "timeout",
+        f"{reply.status} {reply.broken}",
+    )
 
 
 @check("time-head-drip", "must", "9112-9.5", lane="short")
@@ -646,7 +702,9 @@ def _limit(raw: bytes, statuses: tuple[int, ...]) -> Run:
         reply = await client.response(within_s=3)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        expect(reply.status in statuses, f"answered {reply.status} {reply.broken}, expected {statuses}")
+        expect(
+            reply.status in statuses, f"answered {reply.status} {reply.broken}, expected {statuses}"
+        )
         expect(not lane.origin.requests, "it was passed on")
 
     return run
@@ -682,9 +740,33 @@ def _body_limit(raw: bytes) -> Run:
 
 _POST = b"POST /p HTTP/1.1\r\nHost: a\r\n"
 _MUCH = b"10000\r\n" + b"a" * 65536 + b"\r\n"
-CASES.append(Case("limit-body-length", "9110-15.5.14", (("", "should"),), _body_limit(_POST + b"Content-Length: 3000000\r\n\r\n"), "short"))
-CASES.append(Case("limit-body-length-sent", "9110-15.5.14", (("", "should"),), _body_limit(_POST + b"Content-Length: 3000000\r\n\r\n" + b"a" * 3_000_000), "short"))
-CASES.append(Case("limit-body-chunked", "9110-15.5.14", (("", "should"),), _body_limit(_POST + b"Transfer-Encoding: chunked\r\n\r\n" + _MUCH * 40), "short"))
+CASES.append(
+    Case(
+        "limit-body-length",
+        "9110-15.5.14",
+        (("", "should"),),
+        _body_limit(_POST + b"Content-Length: 3000000\r\n\r\n"),
+        "short",
+    )
+)
+CASES.append(
+    Case(
+        "limit-body-length-sent",
+        "9110-15.5.14",
+        (("", "should"),),
+        _body_limit(_POST + b"Content-Length: 3000000\r\n\r\n" + b"a" * 3_000_000),
+        "short",
+    )
+)
+CASES.append(
+    Case(
+        "limit-body-chunked",
+        "9110-15.5.14",
+        (("", "should"),),
+        _body_limit(_POST + b"Transfer-Encoding: chunked\r\n\r\n" + _MUCH * 40),
+        "short",
+    )
+)
 
 
 # --- memory -------------------------------------------------------------------------------------------
@@ -718,7 +800,10 @@ async def _warm(lane: Lane) -> None:
     block = b"a" * 65536
     lane.origin.script = [say(answer(block * 64)), say(answer(b"ok"))]
     await lane.ask(GET)
-    await lane.ask(b"PUT /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (64 * len(block)), *([block] * 64))
+    await lane.ask(
+        b"PUT /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (64 * len(block)),
+        *([block] * 64),
+    )
 
 
 @check("memory-slow-client", "must", "9110-17", lane="plain", alone=True)
@@ -727,7 +812,9 @@ async def _(lane: Lane) -> None:
     block = b"a" * 65536
 
     async def flood(link: Link, seen: Seen) -> None:
-        await link.play((b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (256 * MIB), *([block] * 4096)))
+        await link.play(
+            (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (256 * MIB), *([block] * 4096))
+        )
 
     lane.origin.script = [flood]
     client = await lane.client()
@@ -748,7 +835,9 @@ async def _(lane: Lane) -> None:
     await _growth(
         lane,
         asyncio.create_task(
-            client.send(_POST + b"Content-Length: %d\r\n\r\n" % (256 * MIB), *([b"a" * 65536] * 4096))
+            client.send(
+                _POST + b"Content-Length: %d\r\n\r\n" % (256 * MIB), *([b"a" * 65536] * 4096)
+            )
         ),
     )
 
@@ -778,7 +867,10 @@ async def _(lane: Lane) -> None:
     for _ in range(3):
         await client.send(GET)
         expect((await client.response()).status == 200, "no answer")
-    expect(lane.origin.requests[0].get("x-forwarded-proto") == "https", "X-Forwarded-Proto is not https")
+    expect(
+        lane.origin.requests[0].get("x-forwarded-proto") == "https",
+        "X-Forwarded-Proto is not https",
+    )
 
 
 @check("tls-large", "must", "9110-4.2.2", lane="tls")
@@ -806,7 +898,9 @@ async def _(lane: Lane) -> None:
 @check("tls-alpn-http11", "should", "7301", lane="tls")
 async def _(lane: Lane) -> None:
     client = await lane.tls(alpn=["http/1.1"])
-    expect(client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1", "no ALPN")
+    expect(
+        client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1", "no ALPN"
+    )
 
 
 @check("tls-truncation", "should", "9112-9.8", lane="tls")

@@ -11,6 +11,8 @@ from tests.conformance.gateway.wire import CASES, Case, Lane, Run
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 QUIET_S = 0.5
+LINGER_S = 2.0
+"""A proxy that lingers (Envoy: 1 s) still closes after an error."""
 
 
 def _run(raw: bytes, statuses: tuple[int, ...]) -> Run:
@@ -18,7 +20,9 @@ def _run(raw: bytes, statuses: tuple[int, ...]) -> Run:
         client = await lane.client()
         await client.send(raw)
         reply = await client.response(within_s=QUIET_S * 2)
-        _, ended = await client.rest(QUIET_S if reply.refused else 0.05)
+        _, ended = await client.rest(
+            LINGER_S if reply.status >= 400 else QUIET_S if reply.refused else 0.05
+        )
         await asyncio.sleep(0.01)
         found: dict[str, str] = {}
         whole = [seen for seen in lane.origin.requests if seen.complete or seen.broken]
@@ -97,7 +101,9 @@ for _name, _value in _LENGTHS.items():
         f"cl-{_name}",
         post(b"Content-Length: " + _value + b"\r\n"),
         "9112-6.3",
-        refused="should" if _name in ("list-same", "list-empty", "list-lead") else "must",
+        refused="should"
+        if _name in ("list-same", "list-empty", "list-lead", "crlf-fold")
+        else "must",
         statuses=(400, 413),
     )
 hostile("cl-twice", post(b"Content-Length: 5\r\nContent-Length: 6\r\n"), "9112-6.3", refused="must")
@@ -112,11 +118,9 @@ hostile(
     refused="must",
 )
 hostile("cl-underscore-alone", post(b"Content_Length: 5\r\n", b""), "9112-6.3", refused="")
-hostile(
-    "cl-space-name", post(b"Content-Length : 5\r\n"), "9112-5.1", refused="must"
-)
+hostile("cl-space-name", post(b"Content-Length : 5\r\n"), "9112-5.1", refused="must")
 hostile("cl-tab-name", post(b"Content-Length\t: 5\r\n"), "9112-5.1", refused="must")
-hostile("cl-lead-space", post(b" Content-Length: 5\r\n"), "9112-5.2", refused="must")
+hostile("cl-lead-space", post(b" Content-Length: 5\r\n"), "9112-5.2", refused="should")
 hostile("cl-nul-name", post(b"Content-Length\x00: 5\r\n"), "9112-5", refused="must")
 hostile("cl-dot-name", post(b"Content\x7fLength: 5\r\n"), "9112-5", refused="must")
 hostile(
@@ -158,7 +162,9 @@ for _name, _value in _CODINGS.items():
         f"te-{_name}",
         post(b"Transfer-Encoding: " + _value + b"\r\n", CHUNKS),
         "9112-6.1",
-        refused="should" if "gzip" in _name or _name in ("empty", "comma", "param") else "must",
+        refused="should"
+        if "gzip" in _name or "fold" in _name or _name in ("empty", "comma", "param")
+        else "must",
         statuses=(400, 411, 501),
     )
 _PAIR = b"Content-Length: %d\r\nTransfer-Encoding: %s\r\n"
@@ -181,10 +187,15 @@ for _name, _value in {
     )
 hostile(
     "tecl",
-    post(b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", b"25\r\n" + SMUGGLED + b"\r\n0\r\n\r\n"),
+    post(
+        b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+        b"25\r\n" + SMUGGLED + b"\r\n0\r\n\r\n",
+    ),
     "9112-6.3",
 )
-hostile("clte-zero", post(b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", _HIDDEN), "9112-6.3")
+hostile(
+    "clte-zero", post(b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", _HIDDEN), "9112-6.3"
+)
 hostile(
     "te-twice",
     post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", _HIDDEN),
@@ -197,13 +208,31 @@ hostile(
     "9112-6.1",
     statuses=(400, 501),
 )
-hostile("te-space-name", post(b"Transfer-Encoding : chunked\r\n", CHUNKS), "9112-5.1", refused="must")
-hostile("te-underscore", post(b"Transfer_Encoding: chunked\r\nContent-Length: 5\r\n"), "9112-6", refused="")
-hostile("te-lead-space", post(b"X-A: b\r\n Transfer-Encoding: chunked\r\n", CHUNKS), "9112-5.2", refused="must")
-hostile("te-lead-tab", post(b"X-A: b\r\n\tTransfer-Encoding: chunked\r\n", CHUNKS), "9112-5.2", refused="must")
+hostile(
+    "te-space-name", post(b"Transfer-Encoding : chunked\r\n", CHUNKS), "9112-5.1", refused="must"
+)
+hostile(
+    "te-underscore",
+    post(b"Transfer_Encoding: chunked\r\nContent-Length: 5\r\n"),
+    "9112-6",
+    refused="",
+)
+hostile(
+    "te-lead-space",
+    post(b"X-A: b\r\n Transfer-Encoding: chunked\r\n", CHUNKS),
+    "9112-5.2",
+    refused="should",
+)
+hostile(
+    "te-lead-tab",
+    post(b"X-A: b\r\n\tTransfer-Encoding: chunked\r\n", CHUNKS),
+    "9112-5.2",
+    refused="should",
+)
 hostile(
     "te-http10",
-    b"POST /p HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + CHUNKS,
+    b"POST /p HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"
+    + CHUNKS,
     "9112-6.1",
     refused="must",
     statuses=(400, 501),
@@ -275,8 +304,15 @@ for _name, _raw in {
     "lf-before-last": b"GET /p HTTP/1.1\r\nHost: a\n\r\n",
 }.items():
     hostile(f"line-{_name}", _raw, "9112-2.2", refused="should")
-hostile("line-first-space", b"GET /p HTTP/1.1\r\n Host: a\r\nHost: b\r\n\r\n", "9112-2.2", refused="must")
-hostile("line-first-tab", b"GET /p HTTP/1.1\r\n\tX: y\r\nHost: b\r\n\r\n", "9112-2.2", refused="must")
+hostile(
+    "line-first-space",
+    b"GET /p HTTP/1.1\r\n Host: a\r\nHost: b\r\n\r\n",
+    "9112-2.2",
+    refused="must",
+)
+hostile(
+    "line-first-tab", b"GET /p HTTP/1.1\r\n\tX: y\r\nHost: b\r\n\r\n", "9112-2.2", refused="must"
+)
 hostile("line-cr-request", b"GET /p HTTP/1.1\rHost: a\r\n\r\n", "9112-2.2", refused="must")
 hostile("line-nul-request", b"GET /p\x00 HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3", refused="must")
 
@@ -322,7 +358,16 @@ _CHUNKED = {
     "h-suffix": b"5h\r\nhello\r\n0\r\n\r\n",
     "utf8": b"\xef\xbc\x95\r\nhello\r\n0\r\n\r\n",
 }
-_CHUNK_LENIENT = ("lf-size", "lf-last", "lf-final", "lf-lf", "lf-data", "ext-lf", "ext-cr", "ext-nul")
+_CHUNK_LENIENT = (
+    "lf-size",
+    "lf-last",
+    "lf-final",
+    "lf-lf",
+    "lf-data",
+    "ext-lf",
+    "ext-cr",
+    "ext-nul",
+)
 for _name, _body in _CHUNKED.items():
     hostile(
         f"chunk-{_name}",
@@ -441,11 +486,7 @@ _STARTS = {
     "target-userinfo": (b"GET http://u:p@a/p HTTP/1.1", (400,)),
     "target-bad-port": (b"GET http://a:99999999/p HTTP/1.1", (400,)),
 }
-_START_WEAK = (
-    "two-spaces two-spaces-version trailing-space leading-space tab target-star-get target-scheme "
-    "target-userinfo target-bad-port target-del target-soh version-short target-fragment method-empty "
-    "target-empty-query version-lower version-0.9 no-version method-utf8 method-colon"
-).split()
+_START_WEAK = ["two-spaces", "two-spaces-version", "trailing-space", "leading-space", "tab", "target-star-get", "target-scheme", "target-userinfo", "target-bad-port", "target-del", "target-soh", "version-short", "target-fragment", "method-empty", "target-empty-query", "version-lower", "version-0.9", "no-version", "method-utf8", "method-colon"]
 for _name, (_start, _codes) in _STARTS.items():
     hostile(
         f"start-{_name}",
@@ -458,8 +499,19 @@ hostile("start-connect", b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "9110
         statuses=(400, 403, 404, 405, 501))  # fmt: skip
 hostile("start-trace", b"TRACE /p HTTP/1.1\r\nHost: a\r\n\r\n", "9110-9.3.8", safe="", refused="may",
         statuses=(403, 405, 501))  # fmt: skip
-hostile("start-garbage", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "9112-3", refused="should")
-hostile("start-h2-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "9113-3.4", refused="must", statuses=(400, 405, 501, 505))
+hostile(
+    "start-garbage",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "9112-3",
+    refused="should",
+)
+hostile(
+    "start-h2-preface",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "9113-3.4",
+    refused="must",
+    statuses=(400, 405, 501, 505),
+)
 
 # --- Host --------------------------------------------------------------------------------------------
 
@@ -488,7 +540,7 @@ _HOSTS = {
     "control": (b"Host: a\x01\r\n", "must"),
     "utf8": (b"Host: \xc3\xa9\r\n", "should"),
     "space-colon": (b"Host : a\r\n", "must"),
-    "fold": (b"Host: a\r\n b\r\n", "must"),
+    "fold": (b"Host: a\r\n b\r\n", "should"),
     "url": (b"Host: http://a/\r\n", "must"),
     "scheme": (b"Host: http:a\r\n", "should"),
     "percent-bad": (b"Host: a%zz\r\n", "may"),

@@ -26,10 +26,17 @@ KINDS = {"plain": 12, "short": 4, "two": 1, "dead": 1, "tls": 1}
 START_S = 20.0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Ports below the range of outgoing connections, so that none is taken before the proxy binds."""
+    found: list[socket.socket] = []
+    start = 10_000 + os.getpid() * 37 % 15_000
+    with contextlib.ExitStack() as held:
+        for port in range(start, start + 5_000):
+            with contextlib.suppress(OSError):
+                found.append(held.enter_context(socket.create_server(("127.0.0.1", port))))
+            if len(found) == count:
+                break
+        return [sock.getsockname()[1] for sock in found]
 
 
 def certificate(folder: Path, name: str = "a.test") -> tuple[Path, Path]:
@@ -119,10 +126,18 @@ def haproxy(lanes: list[Lane], folder: Path) -> list[str]:
     ]  # fmt: skip
     for at, lane in enumerate(lanes):
         tls = f" ssl crt {folder}/both.pem alpn h2,http/1.1" if lane.kind == "tls" else ""
-        parts += [f"frontend f{at}", f"  bind 127.0.0.1:{lane.port}{tls}", f"  default_backend b{at}"]
+        parts += [
+            f"frontend f{at}",
+            f"  bind 127.0.0.1:{lane.port}{tls}",
+            f"  default_backend b{at}",
+        ]
         parts.append(f"  http-request set-header X-Forwarded-Proto {'https' if tls else 'http'}")
         if lane.kind == "short":
-            parts += ["  timeout http-request 1s", "  timeout http-keep-alive 1s", "  timeout client 1s"]
+            parts += [
+                "  timeout http-request 1s",
+                "  timeout http-keep-alive 1s",
+                "  timeout client 1s",
+            ]
             parts.append("  http-request deny status 413 if { req.body_size gt 1048576 }")
         parts.append(f"backend b{at}")
         if lane.kind == "short":
@@ -147,7 +162,7 @@ def envoy(lanes: list[Lane], folder: Path) -> list[str]:
     for at, lane in enumerate(lanes):
         short = lane.kind == "short"
         tls = (
-            "\n    transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/"
+            "\n      transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/"
             "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: "
             f"{{alpn_protocols: [h2, http/1.1], tls_certificates: [{{certificate_chain: {{filename: {folder}/cert.pem}}, "
             f"private_key: {{filename: {folder}/key.pem}}}}]}}}}}}"
@@ -247,7 +262,8 @@ class Running:
 
 async def lanes() -> list[Lane]:
     """All lanes with origins that listen, before a proxy is there."""
-    found = []
+    found: list[Lane] = []
+    ports = free_ports(sum(KINDS.values()))
     for kind, count in KINDS.items():
         for _ in range(count):
             origins = [Origin() for _ in range(2 if kind == "two" else 1)]
@@ -255,7 +271,7 @@ async def lanes() -> list[Lane]:
                 await origin.start()
                 if kind == "dead":
                     await origin.stop()
-            found.append(Lane(kind, free_port(), origins))
+            found.append(Lane(kind, ports.pop(), origins))
     return found
 
 

@@ -28,8 +28,22 @@ def passes(
     CASES.append(Case(f"pass-{id}", rfc, (("", level),), _passes(raw, method, target, body)))
 
 
-for _method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"PROPFIND", b"QUERY"):
-    passes(f"method-{_method.decode().lower()}", _method + b" /p HTTP/1.1\r\nHost: a\r\n\r\n")
+for _method in (
+    b"GET",
+    b"HEAD",
+    b"POST",
+    b"PUT",
+    b"DELETE",
+    b"PATCH",
+    b"OPTIONS",
+    b"PROPFIND",
+    b"QUERY",
+):
+    passes(
+        f"method-{_method.decode().lower()}",
+        _method + b" /p HTTP/1.1\r\nHost: a\r\n\r\n",
+        level="may" if _method == b"QUERY" else "must",
+    )
 passes("method-odd", b"x!#$%&'*+-.^_`|~9 /p HTTP/1.1\r\nHost: a\r\n\r\n", level="may")
 for _name, _target in {
     "query": b"/p?a=b&c=d/e?f",
@@ -54,10 +68,29 @@ for _name, _target in {
         level="may" if _name in ("encoded-nul", "encoded-dots", "dots", "slashes") else "should",
     )
 passes("target-absolute", b"GET http://a/p HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.2")
-passes("target-absolute-query", b"GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.2", target="/?x", level="should")
-passes("target-absolute-empty", b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.2", target="/")
-passes("target-absolute-case", b"GET HTTP://a/p HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.2", level="should")
-passes("target-asterisk", b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.4", target="*", level="should")
+passes(
+    "target-absolute-query",
+    b"GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n",
+    "9112-3.2.2",
+    target="/?x",
+    level="should",
+)
+passes(
+    "target-absolute-empty", b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "9112-3.2.2", target="/"
+)
+passes(
+    "target-absolute-case",
+    b"GET HTTP://a/p HTTP/1.1\r\nHost: a\r\n\r\n",
+    "9112-3.2.2",
+    level="should",
+)
+passes(
+    "target-asterisk",
+    b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "9112-3.2.4",
+    target="*",
+    level="should",
+)
 passes("crlf-before", b"\r\n" + GET + b"\r\n", "9112-2.2", level="should")
 passes("crlf-before-two", b"\r\n\r\n" + GET + b"\r\n", "9112-2.2", level="may")
 passes("host-port", b"GET /p HTTP/1.1\r\nHost: a:8080\r\n\r\n", "9112-3.2")
@@ -69,12 +102,35 @@ passes("value-tabs", GET + b"X-A:\t b\tc \t\r\n\r\n", "9110-5.5")
 passes("value-latin1", GET + b"X-A: caf\xe9\r\n\r\n", "9110-5.5", level="should")
 passes("value-long", GET + b"Cookie: " + b"a" * 7000 + b"\r\n\r\n", "9110-5.4", level="should")
 passes("name-symbols", GET + b"X!#$%&'*+-.^`|~9: b\r\n\r\n", "9110-5.1", level="should")
-passes("fields-80", GET + b"".join(b"X-%d: b\r\n" % n for n in range(80)) + b"\r\n", "9110-5.4", level="should")
-passes("cl-zeros", b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 005\r\n\r\nhello", "9110-8.6", body=b"hello", level="may")
+passes(
+    "fields-80",
+    GET + b"".join(b"X-%d: b\r\n" % n for n in range(80)) + b"\r\n",
+    "9110-5.4",
+    level="should",
+)
+passes(
+    "cl-zeros",
+    b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 005\r\n\r\nhello",
+    "9110-8.6",
+    body=b"hello",
+    level="may",
+)
 passes("cl-zero", b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", "9110-8.6")
-passes("cl-tabs", b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length:\t5 \r\n\r\nhello", "9112-6.2", body=b"hello")
-passes("get-body", GET + b"Content-Length: 5\r\n\r\nhello", "9110-9.3.1", body=b"hello", level="should")
-passes("delete-body", b"DELETE /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", "9110-9.3.5", body=b"hello")
+passes(
+    "cl-tabs",
+    b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length:\t5 \r\n\r\nhello",
+    "9112-6.2",
+    body=b"hello",
+)
+passes(
+    "get-body", GET + b"Content-Length: 5\r\n\r\nhello", "9110-9.3.1", body=b"hello", level="should"
+)
+passes(
+    "delete-body",
+    b"DELETE /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+    "9110-9.3.5",
+    body=b"hello",
+)
 _TE = b"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 for _name, _body in {
     "plain": b"5\r\nhello\r\n0\r\n\r\n",
@@ -85,8 +141,18 @@ for _name, _body in {
     "trailer": b"5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n",
 }.items():
     passes(f"chunked-{_name}", _TE + _body, "9112-7.1", body=b"hello")
-passes("chunked-hex-case", _TE + b"A\r\n0123456789\r\nb\r\n0123456789a\r\n0\r\n\r\n", "9112-7.1", body=b"01234567890123456789a")
-passes("chunked-te-case", _TE.replace(b"chunked", b"CHUNKED") + b"5\r\nhello\r\n0\r\n\r\n", "9112-7", body=b"hello")
+passes(
+    "chunked-hex-case",
+    _TE + b"A\r\n0123456789\r\nb\r\n0123456789a\r\n0\r\n\r\n",
+    "9112-7.1",
+    body=b"01234567890123456789a",
+)
+passes(
+    "chunked-te-case",
+    _TE.replace(b"chunked", b"CHUNKED") + b"5\r\nhello\r\n0\r\n\r\n",
+    "9112-7",
+    body=b"hello",
+)
 
 
 # --- fields: what goes, what stays -------------------------------------------------------------------
@@ -113,43 +179,92 @@ def request_fields(
 
 
 request_fields("hop-keep-alive", b"Keep-Alive: timeout=5\r\n", ("keep-alive",), level="should")
-request_fields("hop-proxy-connection", b"Proxy-Connection: keep-alive\r\n", ("proxy-connection",), level="should")
+request_fields(
+    "hop-proxy-connection",
+    b"Proxy-Connection: keep-alive\r\n",
+    ("proxy-connection",),
+    level="should",
+)
 request_fields("hop-te", b"TE: gzip\r\nConnection: TE\r\n", ("te",))
 request_fields("hop-te-alone", b"TE: gzip\r\n", ("te",), level="should")
 request_fields("hop-te-trailers", b"TE: trailers\r\nConnection: TE\r\n", level="may")
 request_fields("hop-upgrade-unasked", b"Upgrade: websocket\r\n", ("upgrade",))
 request_fields("hop-nominated", b"Connection: X-Private\r\nX-Private: 1\r\n", ("x-private",))
 request_fields("hop-nominated-case", b"cOnNeCtIoN: x-PRIVATE\r\nX-Private: 1\r\n", ("x-private",))
-request_fields("hop-nominated-list", b"Connection: keep-alive, X-A,X-B\r\nX-A: 1\r\nX-B: 2\r\nX-C: 3\r\n", ("x-a", "x-b"), (("x-c", "3"),))
-request_fields("hop-nominated-twice", b"Connection: X-A\r\nConnection: X-B\r\nX-A: 1\r\nX-B: 2\r\n", ("x-a", "x-b"))
+request_fields(
+    "hop-nominated-list",
+    b"Connection: keep-alive, X-A,X-B\r\nX-A: 1\r\nX-B: 2\r\nX-C: 3\r\n",
+    ("x-a", "x-b"),
+    (("x-c", "3"),),
+)
+request_fields(
+    "hop-nominated-twice",
+    b"Connection: X-A\r\nConnection: X-B\r\nX-A: 1\r\nX-B: 2\r\n",
+    ("x-a", "x-b"),
+)
 request_fields("hop-nominated-tabs", b"Connection:\t,X-A\t, ,\r\nX-A: 1\r\n", ("x-a",))
 request_fields("hop-nominated-before", b"X-A: 1\r\nConnection: X-A\r\n", ("x-a",))
 request_fields("hop-nominated-repeated", b"X-A: 1\r\nX-A: 2\r\nConnection: X-A\r\n", ("x-a",))
-request_fields("hop-proxy-authorization", b"Proxy-Authorization: Basic x\r\n", ("proxy-authorization",), level="may")
-request_fields("hop-http2-settings", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n", ("http2-settings", "upgrade"))
-request_fields("keep-authorization", b"Authorization: Bearer x\r\n", (), (("authorization", "Bearer x"),))
-request_fields("keep-cookie", b"Cookie: a=b\r\nCookie: c=d\r\n", (), (("cookie", "a=b"),), rfc="9110-5.3")
+request_fields(
+    "hop-proxy-authorization",
+    b"Proxy-Authorization: Basic x\r\n",
+    ("proxy-authorization",),
+    level="may",
+)
+request_fields(
+    "hop-http2-settings",
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+    ("http2-settings", "upgrade"),
+)
+request_fields(
+    "keep-authorization", b"Authorization: Bearer x\r\n", (), (("authorization", "Bearer x"),)
+)
+request_fields(
+    "keep-cookie", b"Cookie: a=b\r\nCookie: c=d\r\n", (), (("cookie", "a=b"),), rfc="9110-5.3"
+)
 request_fields("keep-custom", b"X-Custom: some value\r\n", (), (("x-custom", "some value"),))
-request_fields("keep-order", b"X-A: 1\r\nX-A: 2\r\n", (), (("x-a", "1"), ("x-a", "2")), rfc="9110-5.3")
-request_fields("keep-traceparent", b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b\r\n", (), (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "a=b")), level="should", rfc="w3c")
-request_fields("keep-accept-encoding", b"Accept-Encoding: gzip\r\n", (), (("accept-encoding", "gzip"),))
-request_fields("keep-range", b"Range: bytes=0-1\r\nIf-None-Match: \"x\"\r\n", (), (("range", "bytes=0-1"), ("if-none-match", '"x"')))
+request_fields(
+    "keep-order", b"X-A: 1\r\nX-A: 2\r\n", (), (("x-a", "1"), ("x-a", "2")), rfc="9110-5.3"
+)
+request_fields(
+    "keep-traceparent",
+    b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b\r\n",
+    (),
+    (
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", "a=b"),
+    ),
+    level="should",
+    rfc="w3c",
+)
+request_fields(
+    "keep-accept-encoding", b"Accept-Encoding: gzip\r\n", (), (("accept-encoding", "gzip"),)
+)
+request_fields(
+    "keep-range",
+    b'Range: bytes=0-1\r\nIf-None-Match: "x"\r\n',
+    (),
+    (("range", "bytes=0-1"), ("if-none-match", '"x"')),
+)
 request_fields("keep-host", b"", (), (("host", "a"),), level="should", rfc="9110-7.2")
 for _field in ("Host", "Authorization", "Cookie", "Content-Type", "X-Forwarded-For"):
     # Nominating an end-to-end field to make it vanish is an attack on what stands behind.
     _value = "a" if _field == "Host" else "127.0.0.1" if "-For" in _field else "v"
     request_fields(
         f"nominated-{_field.lower()}",
-        f"Connection: {_field}\r\n".encode() + (b"" if _field in ("Host", "X-Forwarded-For") else f"{_field}: v\r\n".encode()),
+        f"Connection: {_field}\r\n".encode()
+        + (b"" if _field in ("Host", "X-Forwarded-For") else f"{_field}: v\r\n".encode()),
         (),
-        ((_field.lower(), _value),) if _field in ("Host", "X-Forwarded-For") else (),
+        ((_field.lower(), _value),) if _field == "Host" else (),
         level="should",
     )
 
 
 @check("req-nominated-content-length", "must", "9110-7.6.1")
 async def _(lane: Lane) -> None:
-    await lane.ask(b"POST /p HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\nContent-Length: 5\r\n\r\nhello")
+    await lane.ask(
+        b"POST /p HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\nContent-Length: 5\r\n\r\nhello"
+    )
     for seen in lane.origin.requests:
         expect(seen.body == b"hello", f"the body became {seen.body!r}")
 
@@ -170,21 +285,22 @@ for _name, _line in {
     "forwarded": b"Forwarded: for=1.2.3.4;proto=https\r\n",
     "x-forwarded-port": b"X-Forwarded-Port: https\r\n",
 }.items():
-    CASES.append(Case(f"fwd-untrusted-{_name}", "7239-8", (("", "may"),), _forwarding(_line, _name, "https")))
+    CASES.append(
+        Case(f"fwd-untrusted-{_name}", "7239-8", (("", "may"),), _forwarding(_line, _name, "https"))
+    )
 
 
 @check("fwd-for-added", "should", "7239-1")
 async def _(lane: Lane) -> None:
     await lane.ask(GET + b"\r\n")
-    value = lane.origin.requests[0].get("x-forwarded-for") or ""
-    expect(value.endswith("127.0.0.1"), f"X-Forwarded-For: {value}")
+    expect(lane.origin.requests[0].get("x-forwarded-for"), "no X-Forwarded-For")
 
 
 @check("fwd-for-last", "should", "7239-1")
 async def _(lane: Lane) -> None:
     await lane.ask(GET + b"X-Forwarded-For: 1.2.3.4\r\n\r\n")
     value = lane.origin.requests[0].get("x-forwarded-for") or ""
-    expect(value.endswith("127.0.0.1"), f"the peer must be last: {value}")
+    expect(value and not value.endswith("1.2.3.4"), f"the peer must be last: {value}")
 
 
 @check("fwd-proto-added", "should", "7239-1")
@@ -247,7 +363,9 @@ async def _(lane: Lane) -> None:
 @check("http10-no-chunks", "must", "9112-7")
 async def _(lane: Lane) -> None:
     async def chunked(link, seen):  # type: ignore[no-untyped-def]
-        await link.play((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",))
+        await link.play(
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",)
+        )
 
     lane.origin.script = [chunked]
     client = await lane.client()
@@ -260,7 +378,13 @@ async def _(lane: Lane) -> None:
 @check("http10-no-1xx", "must", "9110-15.2")
 async def _(lane: Lane) -> None:
     async def early(link, seen):  # type: ignore[no-untyped-def]
-        await link.play((b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.02, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+        await link.play(
+            (
+                b"HTTP/1.1 103 Early Hints\r\n\r\n",
+                0.02,
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            )
+        )
 
     lane.origin.script = [early]
     reply = await lane.ask(b"GET /p HTTP/1.0\r\nHost: a\r\n\r\n")
@@ -289,7 +413,9 @@ async def _(lane: Lane) -> None:
         await link.play((b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",))
 
     lane.origin.early, lane.origin.script = True, [count]
-    reply = await lane.ask(b"PUT /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data), data)
+    reply = await lane.ask(
+        b"PUT /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data), data
+    )
     expect(reply.status == 200, f"answered {reply.status}")
     expect(got.digest() == hashlib.sha256(data).digest(), f"{sizes[0]} bytes, not the same")
 
@@ -297,7 +423,9 @@ async def _(lane: Lane) -> None:
 @check("body-upload-chunked-2m", "must", "9112-7.1")
 async def _(lane: Lane) -> None:
     data = bytes(range(256)) * (2 << 12)
-    pieces = b"".join(b"%x\r\n%s\r\n" % (1000, data[at : at + 1000]) for at in range(0, 2_000_000, 1000))
+    pieces = b"".join(
+        b"%x\r\n%s\r\n" % (1000, data[at : at + 1000]) for at in range(0, 2_000_000, 1000)
+    )
     reply = await lane.ask(_TE, pieces + b"0\r\n\r\n")
     expect(reply.status == 200, f"answered {reply.status}")
     expect(lane.origin.requests[0].body == data[:2_000_000], "the body changed")
@@ -338,7 +466,9 @@ async def _(lane: Lane) -> None:
 @check("body-trailers-up", "should", "9110-6.5")
 async def _(lane: Lane) -> None:
     await lane.ask(_TE + b"5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n")
-    expect(b"7" in lane.origin.requests[0].trailers, f"trailers {lane.origin.requests[0].trailers!r}")
+    expect(
+        b"7" in lane.origin.requests[0].trailers, f"trailers {lane.origin.requests[0].trailers!r}"
+    )
 
 
 @check("body-cut-upload", "must", "9112-8")

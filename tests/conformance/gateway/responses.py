@@ -3,7 +3,18 @@
 import asyncio
 import hashlib
 
-from tests.conformance.gateway.wire import CASES, CLOSE, HALF, RESET, Case, Lane, Run, check, expect, say
+from tests.conformance.gateway.wire import (
+    CASES,
+    CLOSE,
+    HALF,
+    RESET,
+    Case,
+    Lane,
+    Run,
+    check,
+    expect,
+    say,
+)
 
 GET = b"GET /p HTTP/1.1\r\nHost: a\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -41,14 +52,19 @@ for _id, _lines, _gone, _kept, _level in (
     ("keep-auth", b"WWW-Authenticate: Basic\r\n", (), (("www-authenticate", "Basic"),), "must"),
     ("keep-link", b"Link: </a>; rel=b\r\n", (), (("link", "</a>; rel=b"),), "must"),
 ):  # fmt: skip
-    CASES.append(Case(f"resp-{_id}", "9110-7.6.1", (("", _level),), _response_fields(_lines, _gone, _kept)))
+    CASES.append(
+        Case(f"resp-{_id}", "9110-7.6.1", (("", _level),), _response_fields(_lines, _gone, _kept))
+    )
 
 
 def _status(code: int) -> Run:
     async def run(lane: Lane) -> None:
         lane.origin.script = [say(b"HTTP/1.1 %d Because\r\nContent-Length: 2\r\n\r\nok" % code)]
         reply = await lane.ask(GET)
-        expect(reply.status == code and reply.body == b"ok", f"answered {reply.status} {reply.body[:40]!r}")
+        expect(
+            reply.status == code and reply.body == b"ok",
+            f"answered {reply.status} {reply.body[:40]!r}",
+        )
 
     return run
 
@@ -68,10 +84,15 @@ def _bodiless(method: bytes, answer: bytes, length: str | None, level: str) -> R
             expect(not reply.all("content-length"), "Content-Length on 204/1xx")
             expect(not reply.all("transfer-encoding"), "Transfer-Encoding on 204/1xx")
         elif length is not None:
-            expect(reply.get("content-length") == length, f"Content-Length {reply.get('content-length')}")
+            expect(
+                reply.get("content-length") == length,
+                f"Content-Length {reply.get('content-length')}",
+            )
         await client.send(NEXT)
         reply = await client.response()
-        expect(reply.status == 200 and reply.body == b"ok", f"after it: {reply.status} {reply.broken}")
+        expect(
+            reply.status == 200 and reply.body == b"ok", f"after it: {reply.status} {reply.broken}"
+        )
 
     return run
 
@@ -92,7 +113,14 @@ for _id, _method, _answer, _length, _level in (
     ("200-chunked-zero", b"GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", None, "must"),
     ("options-zero", b"OPTIONS", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "0", "must"),
 ):  # fmt: skip
-    CASES.append(Case(f"bodiless-{_id}", "9112-6.3", (("", _level),), _bodiless(_method, _answer, _length, _level)))
+    CASES.append(
+        Case(
+            f"bodiless-{_id}",
+            "9112-6.3",
+            (("", _level),),
+            _bodiless(_method, _answer, _length, _level),
+        )
+    )
 
 
 # --- malformed answers: 502, never something that looks whole ------------------------------------------
@@ -113,7 +141,9 @@ def _malformed(steps: tuple[object, ...], payload: bytes | None) -> Run:
             found["safe"] = "both framings reached the client"
         elif unclean:
             found["safe"] = f"a malformed head reached the client: {reply.raw[:100]!r}"
-        elif reply.status == 200 and reply.complete and payload is not None and reply.body != payload:
+        elif (
+            reply.status == 200 and reply.complete and payload is not None and reply.body != payload
+        ):
             found["safe"] = f"it looked whole to the client: {reply.body[:60]!r}"
         if reply.status == 200 and reply.complete:
             found["refused"] = f"passed on as 200 {reply.body[:30]!r}"
@@ -121,6 +151,8 @@ def _malformed(steps: tuple[object, ...], payload: bytes | None) -> Run:
             found["refused"] = f"answered {reply.status}"
         elif reply.broken == "timeout":
             found["refused"] = "the client was left waiting"
+        if 0.03 in steps:
+            await asyncio.sleep(0.08)  # what came after the answer has arrived by now
         fresh = await lane.client()  # another client must get its own answer
         await fresh.send(NEXT)
         other = await fresh.response(within_s=2)
@@ -132,7 +164,11 @@ def _malformed(steps: tuple[object, ...], payload: bytes | None) -> Run:
 
 
 def malformed(
-    id: str, *steps: object, level: str = "should", payload: bytes | None = None, rfc: str = "9112-6.3"
+    id: str,
+    *steps: object,
+    level: str = "should",
+    payload: bytes | None = None,
+    rfc: str = "9112-6.3",
 ) -> None:
     parts = (("safe", "must"), ("refused", level)) if level else (("safe", "must"),)
     CASES.append(Case(f"bad-{id}", rfc, parts, _malformed(steps, payload)))
@@ -179,22 +215,79 @@ for _id, _lines in {
     "line-lead-space": b" X-A: b\r\nContent-Length: 2\r\n",
 }.items():
     malformed(_id, _H + _lines + b"\r\nok", CLOSE, rfc="9112-5" if _id[0] == "l" else "9112-6.3")
-malformed("clte", _H + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", CLOSE, payload=b"ok")
-malformed("tecl", _H + b"Transfer-Encoding: chunked\r\nContent-Length: 17\r\n\r\n2\r\nok\r\n0\r\n\r\n", CLOSE, payload=b"ok")
-malformed("te-twice", _H + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n2\r\nok\r\n0\r\n\r\n", CLOSE)
+malformed(
+    "clte",
+    _H + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    CLOSE,
+    payload=b"ok",
+)
+malformed(
+    "tecl",
+    _H + b"Transfer-Encoding: chunked\r\nContent-Length: 17\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    CLOSE,
+    payload=b"ok",
+)
+malformed(
+    "te-twice",
+    _H + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    CLOSE,
+)
 malformed("204-te", b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n", CLOSE, level="")
-malformed("head-huge", _H + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 1000) for n in range(600)) + b"\r\nok", CLOSE)
+malformed(
+    "head-huge",
+    _H + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 1000) for n in range(600)) + b"\r\nok",
+    CLOSE,
+)
 malformed("1xx-flood", b"HTTP/1.1 103 E\r\n\r\n" * 3 + b"HTTP/1.1 abc\r\n\r\n", CLOSE)
-malformed("101-unasked", b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", b"zz", CLOSE)
+malformed(
+    "101-unasked",
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+    b"zz",
+    CLOSE,
+)
 # The whole must never be claimed when a part is missing.
 _W = b"never whole"
 malformed("cut-length", _H + b"Content-Length: 10\r\n\r\nhello", CLOSE, payload=_W, rfc="9112-8")
-malformed("cut-length-reset", _H + b"Content-Length: 10\r\n\r\nhello", 0.05, RESET, payload=_W, rfc="9112-8")
-malformed("cut-length-large", _H + b"Content-Length: 300000\r\n\r\n" + b"a" * 200_000, CLOSE, payload=_W, rfc="9112-8")
-malformed("cut-chunk", _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel", CLOSE, payload=_W, rfc="9112-8")
-malformed("cut-between-chunks", _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", CLOSE, payload=_W, rfc="9112-8")
-malformed("cut-last-chunk", _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", CLOSE, payload=_W, rfc="9112-8")
-malformed("cut-chunk-reset", _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 0.05, RESET, payload=_W, rfc="9112-8")
+malformed(
+    "cut-length-reset",
+    _H + b"Content-Length: 10\r\n\r\nhello",
+    0.05,
+    RESET,
+    payload=_W,
+    rfc="9112-8",
+)
+malformed(
+    "cut-length-large",
+    _H + b"Content-Length: 300000\r\n\r\n" + b"a" * 200_000,
+    CLOSE,
+    payload=_W,
+    rfc="9112-8",
+)
+malformed(
+    "cut-chunk", _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel", CLOSE, payload=_W, rfc="9112-8"
+)
+malformed(
+    "cut-between-chunks",
+    _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    CLOSE,
+    payload=_W,
+    rfc="9112-8",
+)
+malformed(
+    "cut-last-chunk",
+    _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+    CLOSE,
+    payload=_W,
+    rfc="9112-8",
+)
+malformed(
+    "cut-chunk-reset",
+    _H + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    0.05,
+    RESET,
+    payload=_W,
+    rfc="9112-8",
+)
 malformed("cut-until-close-reset", _H + b"\r\nhello", 0.05, RESET, payload=_W, rfc="9112-8")
 malformed("cut-head", b"HTTP/1.1 200 OK\r\nContent-Le", CLOSE, rfc="9112-8")
 malformed("cut-status", b"HTTP/1.1 2", CLOSE, rfc="9112-8")
@@ -210,7 +303,13 @@ for _id, _body in {
     "long": b"5\r\nhelloXX\r\n0\r\n\r\n",
     "ext-lf": b"5;\nhello\r\n0\r\n\r\n",
 }.items():
-    malformed(f"chunk-{_id}", _H + b"Transfer-Encoding: chunked\r\n\r\n" + _body, CLOSE, rfc="9112-7.1", payload=_W)
+    malformed(
+        f"chunk-{_id}",
+        _H + b"Transfer-Encoding: chunked\r\n\r\n" + _body,
+        CLOSE,
+        rfc="9112-7.1",
+        payload=_W,
+    )
 # What follows the answer must never be the next client's.
 _EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 for _id, _answer in {
@@ -269,14 +368,27 @@ for _id, _steps in {
 
 @check("body-down-103-passed", "should", "8297")
 async def _(lane: Lane) -> None:
-    lane.origin.script = [say(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 0.03, _H + b"Content-Length: 2\r\n\r\nok")]
+    lane.origin.script = [
+        say(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+            0.03,
+            _H + b"Content-Length: 2\r\n\r\nok",
+        )
+    ]
     reply = await lane.ask(GET)
-    expect([i.status for i in reply.interim] == [103], f"interim {[i.status for i in reply.interim]}")
+    expect(
+        [i.status for i in reply.interim] == [103], f"interim {[i.status for i in reply.interim]}"
+    )
 
 
 @check("body-down-trailers", "should", "9110-6.5")
 async def _(lane: Lane) -> None:
-    lane.origin.script = [say(_H + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n")]
+    lane.origin.script = [
+        say(
+            _H
+            + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n"
+        )
+    ]
     reply = await lane.ask(b"GET /p HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n")
     expect(reply.body == b"hello", f"{reply.body!r}")
     expect(b"7" in reply.trailers, f"trailers {reply.trailers!r}")
@@ -286,7 +398,11 @@ def _large(chunked: bool) -> Run:
     async def run(lane: Lane) -> None:
         block = bytes(range(256)) * 256
         total = 24
-        head = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (total * len(block))
+        head = (
+            b"Transfer-Encoding: chunked"
+            if chunked
+            else b"Content-Length: %d" % (total * len(block))
+        )
         piece = b"%x\r\n%s\r\n" % (len(block), block) if chunked else block
         steps = [_H + head + b"\r\n\r\n"] + [piece] * total + ([b"0\r\n\r\n"] if chunked else [])
         lane.origin.script = [say(*steps)]
@@ -305,7 +421,15 @@ CASES.append(Case("body-down-large-chunked", "9112-6", (("", "must"),), _large(T
 @check("sse-unbuffered", "must", "html-sse")
 async def _(lane: Lane) -> None:
     go = asyncio.Event()
-    lane.origin.script = [say(_H + b"Content-Type: text/event-stream\r\n\r\n", b"data: 1\n\n", go, b"data: 2\n\n", CLOSE)]
+    lane.origin.script = [
+        say(
+            _H + b"Content-Type: text/event-stream\r\n\r\n",
+            b"data: 1\n\n",
+            go,
+            b"data: 2\n\n",
+            CLOSE,
+        )
+    ]
     client = await lane.client()
     await client.send(GET)
     async with asyncio.timeout(2):
@@ -319,7 +443,9 @@ async def _(lane: Lane) -> None:
 @check("chunks-unbuffered", "should", "9112-7.1")
 async def _(lane: Lane) -> None:
     go = asyncio.Event()
-    lane.origin.script = [say(_H + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n", go, b"1\r\nb\r\n0\r\n\r\n")]
+    lane.origin.script = [
+        say(_H + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n", go, b"1\r\nb\r\n0\r\n\r\n")
+    ]
     client = await lane.client()
     await client.send(GET)
     async with asyncio.timeout(2):

@@ -11,6 +11,7 @@ from tests.conformance.gateway.wire import CASES, Case, Failed, Lane, Origin
 MODULES = (hostile, requests, responses, connections)
 """Importing them fills ``CASES``."""
 CASE_S = 20.0
+ALL_S = 240.0
 SETTLE_S = 0.01
 """For a proxy to notice that its pooled connections of the check before have ended."""
 
@@ -39,7 +40,9 @@ async def _one(case: Case, lane: Lane) -> list[Score]:
     await lane.clear()
     await asyncio.sleep(SETTLE_S)
     return [
-        Score(f"{case.id}{'.' if part else ''}{part}", level, case.rfc, whole or failed.get(part, ""))
+        Score(
+            f"{case.id}{'.' if part else ''}{part}", level, case.rfc, whole or failed.get(part, "")
+        )
         for part, level in case.parts
     ]
 
@@ -73,7 +76,8 @@ async def judge(name: str, only: str = "") -> list[Score]:
                 await running.ready([lane.port for lane in lanes])
                 for lane in lanes:
                     await lane.clear()
-                return await run(lanes, only)
+                async with asyncio.timeout(ALL_S):
+                    return await run(lanes, only)
         finally:
             for lane in lanes:
                 await lane.clear()
