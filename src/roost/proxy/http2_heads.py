@@ -18,6 +18,7 @@ _PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
 _CONNECTION = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
+_APART = frozenset((b"host", b"cookie"))
 _ONCE = frozenset((b"host", b"content-length"))
 # Requests whose methods expect content say so even when there is none (RFC 9110 section 8.6).
 _WITH_CONTENT = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -40,7 +41,7 @@ def request_head(fields: Iterable[Pair], *, ended: bool) -> tuple[bytes, bytes, 
     once: dict[bytes, bytes] = {}
     for name, value in fields:
         if name[:1] == b":":
-            if lines or cookies or name in pseudo or name not in _PSEUDO:
+            if lines or name in pseudo or name not in _PSEUDO:
                 raise Malformed(f"the pseudo-field {name!r}")
             pseudo[name] = value
             continue
@@ -49,10 +50,10 @@ def request_head(fields: Iterable[Pair], *, ended: bool) -> tuple[bytes, bytes, 
             raise Malformed(f"{name.decode()} is given more than once")
         if name in _ONCE:
             once[name] = value
-        if name == b"cookie":
+        if name == b"cookie" and value:
             cookies.append(value)
-        else:
-            lines.append(b"" if name == b"host" else name + b": " + value + b"\r\n")
+        # An empty line stands for the others: no pseudo-field may follow them either.
+        lines.append(b"" if name in _APART else name + b": " + value + b"\r\n")
     method, target, authority = _line(pseudo, once.get(b"host"))
     length = once.get(b"content-length")
     if length is not None and not length.isdigit():
