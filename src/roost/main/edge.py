@@ -2,6 +2,7 @@
 
     python -m roost.main.edge --index 0 --state DIR [--public-fd N] [--data-fd N]
                               [--public HOST:PORT] [--data HOST:PORT]
+                              [--dns HOST:PORT --zone NAME|FILE.toml]
 
 Prints one JSON line with its addresses when it serves. SIGTERM: requests in flight may end, then exit 0.
 Never needs control: its routes are on disk.
@@ -10,6 +11,7 @@ Never needs control: its routes are on disk.
 import argparse
 import asyncio
 import fcntl
+import importlib
 import json
 import logging
 import signal
@@ -17,7 +19,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from roost.adapters.blobs.local import LocalBlobs
 from roost.gateway.model import HoldWaiting, HostDataDown, HostDataUp
@@ -29,6 +31,9 @@ from roost.kit.ids import SystemIds
 from roost.ports.errors import Invalid, RoostError
 from roost.proxy.front import Proxy
 from roost.proxy.server import ProxyServer
+
+if TYPE_CHECKING:
+    from roost.main.edge_dns import EdgeNames
 
 log = logging.getLogger("roost.edge")
 
@@ -43,6 +48,8 @@ class EdgeSettings:
     state: Path
     public: socket.socket
     data: socket.socket
+    dns: str | None = None
+    zone: str | None = None
 
 
 class Edge:
@@ -67,6 +74,21 @@ class Edge:
             self._host_changed,
         )
         self.server = ProxyServer(Proxy(self.router))
+        self.names = self._names()
+
+    def _names(self) -> "EdgeNames | None":
+        """The DNS server of the notebooks' names, if it is wanted."""
+        told = self._settings
+        if told.dns is None and told.zone is None:
+            return None
+        if told.dns is None or told.zone is None:
+            raise Invalid("--dns and --zone go together")
+        # By name: it takes longer to load than all the rest, and few edges serve names.
+        module = importlib.import_module("roost.main.edge_dns")
+        names: EdgeNames = module.EdgeNames(
+            told.dns, told.zone, told.public, self.router, self.hosts
+        )
+        return names
 
     def _host_changed(self, host_id: str, up: bool) -> None:
         self.receiver.tell(HostDataUp(host_id=host_id) if up else HostDataDown(host_id=host_id))
@@ -86,8 +108,13 @@ class Edge:
             "data": _shown(self._settings.data),
             "routes": str(self._settings.state / "run" / f"edge-{self._settings.index}.sock"),
         }
+        if self.names is not None:
+            await self.names.start()
+            addresses["dns"] = self.names.server.address
         print(json.dumps({"serving": addresses}), flush=True)
         await stopped.wait()
+        if self.names is not None:
+            await self.names.close()
         await self.server.close()
         self.hosts.close()
         await self.receiver.close()
@@ -159,6 +186,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-fd", type=int, help="inherited listening socket for agents")
     parser.add_argument("--public", default=LOOPBACK, help="host:port for clients")
     parser.add_argument("--data", default=LOOPBACK, help="host:port for agents")
+    parser.add_argument("--dns", help="host:port of a DNS server for the notebooks' names")
+    parser.add_argument("--zone", help="its zone: a name, or a zone file (docs/dns.md)")
     return parser.parse_args(argv)
 
 
@@ -182,6 +211,8 @@ def main(argv: list[str] | None = None) -> int:
             state=arguments.state,
             public=_listener(arguments.public_fd, arguments.public, "clients"),
             data=_listener(arguments.data_fd, arguments.data, "agents' data connections"),
+            dns=arguments.dns,
+            zone=arguments.zone,
         )
         with lock, asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(_serve(settings))
