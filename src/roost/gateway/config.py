@@ -190,7 +190,10 @@ def _known_keys(key: Key) -> list[str]:
 
 
 def _choices(key: Key) -> str:
-    node = _node(key)
+    node = _node(key[:-1] if key[-1:] == ("kind",) else key)
+    if isinstance(node, msgspec.inspect.UnionType) and key[-1:] == ("kind",):
+        tags = [each.tag for each in node.types if isinstance(each, msgspec.inspect.StructType)]
+        return "use " + ", ".join(str(tag) for tag in tags)
     if isinstance(node, msgspec.inspect.LiteralType):
         return "use " + ", ".join(str(each) for each in node.values)
     return ""
