@@ -29,6 +29,7 @@ from roost.proxy.protect import Guards
 from roost.proxy.proxy_protocol import Address, ProxiedConnection
 from roost.proxy.routing import RouteSet, route_sets
 from roost.proxy.server import Front, ProxyServer
+from roost.proxy.slots import SlotRow
 from roost.proxy.tcp import TcpRoute
 from roost.proxy.tls import ServerTls, Tickets, alpn_of, origin_context
 from roost.proxy.upstream import Upstream, Upstreams, upstreams_of
@@ -106,8 +107,11 @@ class _Site:
 class Plane:
     """What a worker serves."""
 
-    def __init__(self, tickets: Tickets, unix_s: Callable[[], float]) -> None:
+    def __init__(
+        self, tickets: Tickets, unix_s: Callable[[], float], slots: SlotRow | None = None
+    ) -> None:
         self._tickets = tickets
+        self._slots = slots
         self._unix_s = unix_s
         self._time = asyncio.get_running_loop().time
         self.unix_offset_s = unix_s() - self._time()
@@ -143,6 +147,7 @@ class Plane:
             self._upstreams,
             unix_offset_s=self.unix_offset_s,
             contexts=origin_context,
+            slots=self._slots,
         )
         sets = route_sets(gateway, upstreams, self._guards)
         self._upstreams, self._sets = upstreams, sets

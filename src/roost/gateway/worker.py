@@ -6,6 +6,7 @@ request. When the supervisor is gone it lets what is in flight end, and ends.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from roost.proxy.access import AccessWriter
 from roost.proxy.counters import Counters, CounterTable, Sheet
 from roost.proxy.plan import Finished, Observer
 from roost.proxy.policy import AccessLog
+from roost.proxy.slots import SlotRow
 from roost.proxy.tls import Tickets
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ TICK_S = 0.25
 """How often counters are published and log lines handed over."""
 ORPHAN_DRAIN_S = 5.0
 """For what is in flight when the supervisor is gone."""
+GARBAGE = (10_000, 20, 20)
+"""Requests leave no cycles worth looking for every 700 allocations, Python's default."""
 EMPTY_S = 1.0
 """Longest wait for an accept queue to be served."""
 
@@ -45,6 +49,7 @@ class Inherited:
     sockets: dict[str, socket.socket]
     tickets: Tickets
     table: CounterTable
+    slots: SlotRow
     unix_s: Callable[[], float]
     """The wall clock."""
     health: dict[str, bool] = field(default_factory=dict)
@@ -71,7 +76,7 @@ class Worker:
         self._counters = Counters()
         self._writer: AccessWriter | None = None
         self._lost_before = 0
-        self._plane = Plane(inherited.tickets, inherited.unix_s)
+        self._plane = Plane(inherited.tickets, inherited.unix_s, inherited.slots)
         self._channel = Channel(inherited.end, self._heard, self._orphaned)
         self._changes: asyncio.Queue[Callable[[], Coroutine[None, None, None]]] = asyncio.Queue()
         self._ended = asyncio.Event()
@@ -212,5 +217,6 @@ def serve(inherited: Inherited) -> None:
     async def run() -> None:
         await Worker(inherited).run()
 
+    gc.set_threshold(*GARBAGE)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(run())

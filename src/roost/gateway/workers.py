@@ -18,6 +18,7 @@ from roost.gateway import channel
 from roost.gateway.channel import Channel
 from roost.gateway.worker import Inherited, serve
 from roost.proxy.counters import CounterTable, Summary
+from roost.proxy.slots import SlotTable
 from roost.proxy.tls import Tickets
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Workers:
     changed: Callable[[], None]
     """Something to look at: a worker ended or answered."""
     table: CounterTable = field(default_factory=lambda: CounterTable(ROWS))
+    slots: SlotTable = field(default_factory=lambda: SlotTable(ROWS))
     sockets: dict[str, list[socket.socket]] = field(default_factory=dict)
     """By listener; one for each worker."""
     snapshot: channel.Snapshot | None = None
@@ -103,6 +105,7 @@ class Workers:
             sockets={name: socks[place.index] for name, socks in self.sockets.items()},
             tickets=self.tickets,
             table=self.table,
+            slots=self.slots.row(place.index),
             unix_s=self.unix_s,
             health=self.health,
             challenges=self.challenges,
@@ -136,6 +139,7 @@ class Workers:
         now_s = self.loop.time()
         lived_s = now_s - place.since_s
         self.summary.retire(place.index)
+        self.slots.clear(place.index)
         if place.channel is not None:
             place.channel.close()
         pid, place.pid, place.channel = place.pid, 0, None

@@ -40,6 +40,7 @@ class GatewayProgram(Protocol):
 app = typer.Typer(
     help="A load balancer and reverse proxy from one file.",
     invoke_without_command=True,
+    add_completion=False,
 )
 
 
