@@ -253,7 +253,7 @@ def run_frames(pieces: list[bytes], drain_after: int, blocked: list[bool]) -> No
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_frames_in_any_order(
-    pieces: list[bytes], drain_after: int, blocked: list[bool]
+    ends: list[bool], pieces: list[bytes], drain_after: int, blocked: list[bool]
 ) -> None:
     run_frames([*opening(ends), *pieces], drain_after, blocked)
 
