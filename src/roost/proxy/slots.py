@@ -19,12 +19,13 @@ _FENCE = threading.Lock()
 class Cell:
     """One backend in one worker's row."""
 
-    __slots__ = ("_counts", "_mine", "_others")
+    __slots__ = ("_counts", "_first", "_mine", "_used")
 
-    def __init__(self, counts: memoryview, mine: int, others: tuple[int, ...]) -> None:
+    def __init__(self, counts: memoryview, first: int, row: int, used: memoryview) -> None:
         self._counts = counts
-        self._mine = mine
-        self._others = others
+        self._first = first
+        self._mine = first + row
+        self._used = used
 
     def set(self, active: int) -> None:
         """So many are under way here."""
@@ -32,17 +33,16 @@ class Cell:
 
     def others(self) -> int:
         """So many are under way in the other workers."""
-        counts = self._counts
-        return sum([counts[index] for index in self._others])
+        counts, first = self._counts, self._first
+        return sum(counts[first : first + self._used[0]]) - int(counts[self._mine])
 
     def reserve(self, active: int, slots: int) -> bool:
         """One more than the ``active`` ones here, if all together stay within ``slots``."""
-        counts = self._counts
-        counts[self._mine] = active + 1
+        self._counts[self._mine] = active + 1
         with _FENCE:
             taken = self.others()
         if active + 1 + taken > slots:
-            counts[self._mine] = active
+            self._counts[self._mine] = active
             return False
         return True
 
@@ -53,20 +53,22 @@ class SlotTable:
     def __init__(self, rows: int, columns: int = COLUMNS) -> None:
         self._rows = rows
         self._columns = columns
-        memory = memoryview(mmap.mmap(-1, columns * 8 + rows * columns * 4))
-        self._tags = memory[: columns * 8].cast("Q")
-        self._counts = memory[columns * 8 :].cast("I")
+        memory = memoryview(mmap.mmap(-1, 8 + columns * 8 + rows * columns * 4))
+        self._used = memory[:8].cast("Q")
+        """Rows any worker has had: the others need not be looked at."""
+        self._tags = memory[8 : 8 + columns * 8].cast("Q")
+        self._counts = memory[8 + columns * 8 :].cast("I")
+        """A backend's rows side by side."""
 
     def clear(self, row: int) -> None:
         """Its worker has ended, or is about to begin."""
-        counts = self._counts
-        start = row * self._columns
         for column, tag in enumerate(self._tags):
-            if tag and counts[start + column]:
-                counts[start + column] = 0
+            if tag:
+                self._counts[column * self._rows + row] = 0
 
     def row(self, row: int) -> "SlotRow":
         """What the worker of this row counts in."""
+        self._used[0] = max(self._used[0], row + 1)
         return SlotRow(self, row)
 
     def cell(self, row: int, name: str) -> Cell | None:
@@ -80,8 +82,7 @@ class SlotTable:
                 with _FENCE:
                     pass
             if tags[column] == tag:  # ours, unless another worker took it in this moment
-                others = [n * columns + column for n in range(self._rows) if n != row]
-                return Cell(self._counts, row * columns + column, tuple(others))
+                return Cell(self._counts, column * self._rows, row, self._used)
         return None
 
 
