@@ -187,12 +187,10 @@ class AuthServer:
 
     def _pairs(self, fields: list[tuple[bytes, bytes]]) -> Pairs:
         """All copied fields: one the server did not send is removed, or a client could send its own."""
-        pairs: list[tuple[bytes, bytes]] = []
-        for name in self._copied:
-            pairs.append((name, b", ".join(value for key, value in fields if key == name)))
-            if b"-" in name:  # servers that map fields to CGI-style names read both as one
-                pairs.append((name.replace(b"-", b"_"), b""))
-        return tuple(pairs)
+        return tuple(
+            (name, b", ".join(value for key, value in fields if key == name))
+            for name in self._copied
+        )
 
 
 async def _exchange(connection: _Connection, question: bytes) -> tuple[ResponseHead, bytes, bool]:

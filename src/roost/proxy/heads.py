@@ -201,9 +201,9 @@ class RequestFields:
             self._tail_origin = origin
         return self._tail
 
-    def lines(self, kept: bytes, origin: Origin) -> bytes:
+    def lines(self, kept: bytes, origin: Origin, *, has_host: bool = False) -> bytes:
         """``kept`` with the fields of this proxy, and the empty line."""
-        host = b"" if self.has_host else b"Host: localhost\r\n"
+        host = b"" if self.has_host or has_host else b"Host: localhost\r\n"
         request_id = b""
         if self.request_id and (origin.trusted or not origin.ids):
             request_id = b"X-Request-Id: " + self.request_id + b"\r\n"
@@ -308,18 +308,19 @@ class Request:
 
     def forward_changed(self, target: bytes, changes: tuple[tuple[bytes, bytes], ...]) -> bytes:
         """The head a backend is sent, with another target and fields set (empty: removed)."""
-        names = {name for name, _ in changes}
+        # A client's `x_user` must not stand beside our `x-user`: CGI-style servers read both as one.
+        names = {name.replace(b"_", b"-") for name, _ in changes}
         kept = [
             line
             for line in self.fields.kept.split(b"\r\n")
-            if line and line[: line.index(b":")].lower() not in names
+            if line and line[: line.index(b":")].lower().replace(b"_", b"-") not in names
         ]
         kept += [name + b": " + value for name, value in changes if value]
         lines = b"".join(line + b"\r\n" for line in kept)
         return b"%b %b HTTP/1.1\r\n%b" % (
             self.method,
             target,
-            self.fields.lines(lines, self.origin),
+            self.fields.lines(lines, self.origin, has_host=b"host" in names),
         )
 
 

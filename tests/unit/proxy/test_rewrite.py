@@ -144,3 +144,19 @@ def test_a_redirect_believes_the_scheme_of_a_trusted_proxy_alone() -> None:
     assert location.of(ask("/x?y", line)) == "http://b.example/x?y"
     secure = Origin("192.0.2.1", secure=True)
     assert location.of(ask("/x", origin=secure)) == "https://b.example/x"
+
+
+def test_a_field_that_is_set_leaves_no_other_spelling_of_it() -> None:
+    request = ask("/x", "X_User: forged", "x-USER: forged", "X-Other: 1")
+    head = request.forward_changed(b"/y", ((b"x-user", b"ann"), (b"x-other", b"")))
+    lines = head.lower().split(b"\r\n")
+    assert lines[0] == b"get /y http/1.1"
+    assert [line for line in lines if b"user" in line or b"other" in line] == [b"x-user: ann"]
+
+
+def test_an_old_client_without_a_host_gets_the_one_that_is_set() -> None:
+    request = read_request(b"GET / HTTP/1.0\r\n\r\n", Origin("192.0.2.1"))
+    head = request.forward_changed(b"/", ((b"host", b"b.internal"),)).lower()
+    assert head.count(b"\r\nhost:") == 1
+    assert b"\r\nhost: b.internal\r\n" in head
+    assert b"\r\nhost: localhost\r\n" in request.forward_changed(b"/x", ()).lower()
