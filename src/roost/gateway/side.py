@@ -22,6 +22,7 @@ from roost.proxy.counters import Summary
 from roost.proxy.front import Proxy
 from roost.proxy.health import Prober
 from roost.proxy.server import ProxyServer
+from roost.proxy.tls import origin_context
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class SideServices:
         if self._prober is None:
             if not wanted:
                 return
-            self._prober = Prober(self._health, rng=self._random)
+            self._prober = Prober(self._health, rng=self._random, contexts=origin_context)
             self._probing = asyncio.get_running_loop().create_task(self._prober.run())
         tcp = [each.service for each in gateway.listeners if each.service is not None]
         now_s = asyncio.get_running_loop().time()

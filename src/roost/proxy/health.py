@@ -96,13 +96,20 @@ class Prober:
     ) -> None:
         """Probe these services from now on; backends already known keep their state.
 
-        ``tcp`` names the services behind TCP listeners: a connect is enough there.
+        ``tcp`` names the services behind TCP listeners: a connect is enough there. Raises
+        ``ValueError``, or what ``contexts`` raises, before anything has changed.
         """
         connect_only = frozenset(tcp)
+        services = [service for service in services if service.health is not None]
+        made: dict[policy.TlsOrigin, ssl.SSLContext] = {}
+        for service in services:
+            if service.tls is not None and service.name not in connect_only:
+                if self._contexts is None:
+                    raise ValueError(f"service {service.name!r}: probes by TLS need contexts")
+                made[service.tls] = self._contexts(service.tls)
+        self._made = made
         before, self._targets = self._targets, {}
         for service in services:
-            if service.health is None:
-                continue
             for spec in service.backends:
                 address = spec if isinstance(spec, str) else spec.address
                 if not isinstance(spec, str) and spec.state == "gone":
@@ -196,11 +203,11 @@ class Prober:
 
     async def _ask(self, target: _Target) -> bool:
         backend = target.backend
-        context = None if target.tcp else self._context_of(target.service)
+        tls = None if target.tcp else target.service.tls
+        context = self._made.get(tls) if tls is not None else None
         name = None
-        if context is not None:
-            tls = target.service.tls
-            name = (tls.server_name if tls is not None else None) or backend.host or "localhost"
+        if tls is not None and context is not None:
+            name = tls.server_name or backend.host or "localhost"
         if backend.path:
             reader, writer = await asyncio.open_unix_connection(
                 backend.path, ssl=context, server_hostname=name, limit=LINE_BYTES
@@ -217,17 +224,6 @@ class Prober:
             return _good(line, target.health.statuses)
         finally:
             writer.transport.abort()
-
-    def _context_of(self, service: policy.Service) -> ssl.SSLContext | None:
-        tls = service.tls
-        if tls is None:
-            return None
-        context = self._made.get(tls)
-        if context is None:
-            if self._contexts is None:
-                raise ValueError("probes by TLS need contexts")
-            context = self._made[tls] = self._contexts(tls)
-        return context
 
 
 def _request(target: _Target) -> bytes:

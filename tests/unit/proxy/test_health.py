@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+
+import pytest
 
 from roost.proxy import health, policy
 from roost.proxy.upstream import Upstreams
@@ -196,3 +199,32 @@ def test_the_table_is_taken_into_the_workers_view() -> None:
     upstreams.updated(policy.Service(name="web", backends=addresses))
     health.apply(table, [upstreams], 9.0)  # probed no more
     assert [m.state for m in upstreams.members] == ["ready", "ready"]
+
+
+async def test_probes_by_tls_need_contexts_and_use_them() -> None:
+    class Recorded(ssl.SSLContext):
+        made = 0
+
+    def contexts(origin: policy.TlsOrigin) -> ssl.SSLContext:
+        Recorded.made += 1
+        return Recorded(ssl.PROTOCOL_TLS_CLIENT)
+
+    server = Server()
+    await server.start()  # it speaks no TLS: down
+    plain = service(server.address)
+    secured = policy.Service(
+        name="web", backends=plain.backends, health=QUICK, tls=policy.TlsOrigin()
+    )
+    async with watched(plain) as seen:
+        await seen.until(lambda: len(server.heads) >= 2)
+        with pytest.raises(ValueError, match="contexts"):
+            seen.watch(secured)
+        assert len(seen.prober.table) == 1
+        seen.prober._contexts = contexts
+        seen.watch(secured)
+        await seen.until(lambda: False in seen.prober.table.values())
+        assert Recorded.made == 1
+        seen.watch(secured, tcp=("web",))
+        await seen.until(lambda: True in seen.prober.table.values())
+        assert Recorded.made == 1
+    server.stop()
