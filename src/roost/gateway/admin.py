@@ -271,7 +271,7 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
         ("active", "gauge", "Requests and tunnels under way."),
         ("ewma_s", "gauge", "Mean latency of good answers, seconds."),
         ("failures", "counter", "Requests that failed there."),
-        ("ejections", "counter", "Times in a row it was taken out."),
+        ("ejections", "gauge", "Times in a row it was taken out; 0 when it is well again."),
     ):
         family = f"roost_gateway_backend_{name}" + ("_total" if kind == "counter" else "")
         page.family(

@@ -4,7 +4,7 @@ The program itself is given by ``main`` (``GatewayProgram``); here arguments bec
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from roost.doors.cli.gateway_top import show
 from roost.ports.errors import Invalid, RoostError
 
 
@@ -96,6 +97,20 @@ def check(
         program: GatewayProgram = ctx.obj
         for line in program.check(path):
             typer.echo(line)
+
+
+@app.command()
+def top(
+    admin: Annotated[
+        str, typer.Argument(help="host:port of the gateway's admin port.")
+    ] = "127.0.0.1:9901",
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a look.")] = False,
+) -> None:
+    """Show what a running gateway does: routes, backends, rates, latencies."""
+    with errors(), suppress(KeyboardInterrupt):
+        show(admin, every_s=every, once=once, as_json=as_json)
 
 
 @contextmanager
