@@ -1,5 +1,7 @@
 """Connections: order, keep-alive, Expect, tunnels, failures, retries, time limits, sizes, memory, TLS."""
 
+# ruff: noqa: E501 - tables of raw bytes and configurations, a line each
+
 import asyncio
 import os
 import ssl

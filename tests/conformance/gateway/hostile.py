@@ -4,6 +4,8 @@ Each has two parts: ``safe`` (must: nothing ambiguous reaches the origin, nothin
 ``refused`` (a 4xx or 5xx and the connection closed).
 """
 
+
+
 import asyncio
 
 from tests.conformance.gateway.wire import CASES, Case, Lane, Run
@@ -486,7 +488,28 @@ _STARTS = {
     "target-userinfo": (b"GET http://u:p@a/p HTTP/1.1", (400,)),
     "target-bad-port": (b"GET http://a:99999999/p HTTP/1.1", (400,)),
 }
-_START_WEAK = ["two-spaces", "two-spaces-version", "trailing-space", "leading-space", "tab", "target-star-get", "target-scheme", "target-userinfo", "target-bad-port", "target-del", "target-soh", "version-short", "target-fragment", "method-empty", "target-empty-query", "version-lower", "version-0.9", "no-version", "method-utf8", "method-colon"]
+_START_WEAK = [
+    "two-spaces",
+    "two-spaces-version",
+    "trailing-space",
+    "leading-space",
+    "tab",
+    "target-star-get",
+    "target-scheme",
+    "target-userinfo",
+    "target-bad-port",
+    "target-del",
+    "target-soh",
+    "version-short",
+    "target-fragment",
+    "method-empty",
+    "target-empty-query",
+    "version-lower",
+    "version-0.9",
+    "no-version",
+    "method-utf8",
+    "method-colon",
+]
 for _name, (_start, _codes) in _STARTS.items():
     hostile(
         f"start-{_name}",

@@ -1,6 +1,7 @@
 """Starts a proxy with one listener per lane, each before its own origins: Roost, nginx, HAProxy or Envoy."""
 
-import asyncio
+# ruff: noqa: E501 - tables of raw bytes and configurations, a line each
+
 import contextlib
 import datetime
 import os
@@ -88,17 +89,26 @@ def roost(lanes: list[Lane], folder: Path) -> list[str]:
     return [str(program), "gateway", "--config", str(folder / "routes.toml")]
 
 
-def nginx(lanes: list[Lane], folder: Path) -> list[str]:
+def nginx_user() -> str:
+    """nginx started by root drops to a user that cannot read our directories."""
+    return "user root; " if os.geteuid() == 0 else ""
+
+
+def nginx(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
+    """``usual``: as most run it (buffers, failing backends left out); else streaming everything."""
     parts = [
-        f"worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;",
+        f"{nginx_user()}worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;",
         "events { worker_connections 4096; }",
-        "http { access_log off; proxy_http_version 1.1; proxy_buffering off;",
-        "proxy_request_buffering off; client_max_body_size 0; keepalive_requests 100000;",
+        "http { access_log off; proxy_http_version 1.1; default_type text/plain;",
+        "" if usual else "proxy_buffering off; proxy_request_buffering off;",
+        "client_max_body_size 0; keepalive_requests 100000;",
         "map $http_upgrade $conn { default upgrade; '' ''; }",
         *(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")),
     ]  # fmt: skip
     for at, lane in enumerate(lanes):
-        servers = " ".join(f"server 127.0.0.1:{o.port} max_fails=0;" for o in lane.origins)
+        servers = " ".join(
+            f"server 127.0.0.1:{o.port} {'' if usual else 'max_fails=0'};" for o in lane.origins
+        )
         parts.append(f"upstream u{at} {{ {servers} keepalive 32; }}")
         tls = f"ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;"
         short = (
@@ -235,20 +245,20 @@ class Running:
             return [process.pid, *(child.pid for child in process.children(recursive=True))]
         return []
 
-    async def ready(self, ports: list[int]) -> None:
+    def wait(self, ports: list[int]) -> None:
+        """Until it accepts on all ports."""
         deadline_s = time.monotonic() + START_S
         for port in ports:
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
+                    socket.create_connection(("127.0.0.1", port)).close()
                     break
                 except OSError as error:
                     if self._process.poll() is not None or time.monotonic() > deadline_s:
                         raise RuntimeError(
                             f"the proxy does not listen: {self.log.read_text()[-2000:]}"
                         ) from error
-                    await asyncio.sleep(0.05)
+                    time.sleep(0.05)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,5 +1,7 @@
 """Answers of the origin: fields, bodiless ones, 1xx, malformed ones, truncation, response smuggling."""
 
+# ruff: noqa: E501 - tables of raw bytes and configurations, a line each
+
 import asyncio
 import hashlib
 

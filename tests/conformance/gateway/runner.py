@@ -73,7 +73,7 @@ async def judge(name: str, only: str = "") -> list[Score]:
     with tempfile.TemporaryDirectory(prefix="gw-") as folder:
         try:
             with peers.started(name, lanes, Path(folder)) as running:
-                await running.ready([lane.port for lane in lanes])
+                running.wait([lane.port for lane in lanes])
                 for lane in lanes:
                     await lane.clear()
                 async with asyncio.timeout(ALL_S):

@@ -232,13 +232,7 @@ class Origin:
     async def arrived(self, count: int = 1, *, within_s: float = WAIT_S) -> list[Seen]:
         """Wait until ``count`` request heads came."""
         async with asyncio.timeout(within_s):
-            while len(self.requests) < count:
-                await asyncio.sleep(0.005)
-        return self.requests
-
-    async def completed(self, count: int = 1, *, within_s: float = WAIT_S) -> list[Seen]:
-        async with asyncio.timeout(within_s):
-            while sum(seen.complete for seen in self.requests) < count:
+            while len(self.requests) < count:  # noqa: ASYNC110 - polling is enough here
                 await asyncio.sleep(0.005)
         return self.requests
 
