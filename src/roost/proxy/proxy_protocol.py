@@ -8,10 +8,11 @@ import asyncio
 import ipaddress
 import ssl
 import struct
-from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
+
+from roost.proxy.secure import SecureConnection
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """Of version 2; no HTTP request and no TLS handshake begins so."""
@@ -202,7 +203,7 @@ class ProxiedConnection(asyncio.Protocol):
         if self._tls is None:
             _hand_over(self._transport, protocol, rest)
         else:
-            _secure(self._transport, protocol, self._tls, rest)
+            _hand_over(self._transport, SecureConnection(self._tls, lambda: protocol), rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -211,21 +212,6 @@ class ProxiedConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _secure(
-    transport: asyncio.Transport, protocol: asyncio.Protocol, tls: ssl.SSLContext, rest: bytes
-) -> None:
-    """Go on in TLS. Not ``loop.start_tls``: the first bytes of the handshake are here already."""
-    loop = asyncio.get_running_loop()
-    reader = SSLProtocol(loop, protocol, tls, None, server_side=True)  # type: ignore[arg-type]
-    transport.set_protocol(reader)
-    reader.connection_made(transport)
-    while rest and not transport.is_closing():
-        room = memoryview(reader.get_buffer(len(rest)))
-        part, rest = rest[: len(room)], rest[len(room) :]
-        room[: len(part)] = part
-        reader.buffer_updated(len(part))
 
 
 def _hand_over(transport: asyncio.Transport, protocol: asyncio.Protocol, rest: bytes) -> None:

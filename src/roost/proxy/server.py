@@ -10,6 +10,7 @@ from functools import partial
 from roost.proxy.front import ClientConnection, Limits, Proxy
 from roost.proxy.plan import Router
 from roost.proxy.policy import Listener
+from roost.proxy.secure import SecureConnection
 
 Front = Callable[[], asyncio.Protocol]
 
@@ -61,7 +62,10 @@ class ProxyServer:
             from roost.proxy.http2 import alpn_front
 
             front = partial(alpn_front, self.proxy, listener=name)
-        server = await loop.create_server(front or plain, sock=sock, backlog=BACKLOG, ssl=tls)
+        accept = front or plain
+        if tls is not None:
+            accept = partial(SecureConnection, tls, accept)
+        server = await loop.create_server(accept, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = loop.create_task(self._sweep())

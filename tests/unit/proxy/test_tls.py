@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import uvloop
 
 from roost.ports.errors import Invalid
 from roost.proxy import policy
+from roost.proxy.secure import SecureConnection
 from roost.proxy.tls import (
     ServerTls,
     Tickets,
@@ -251,7 +253,8 @@ def serve_forever(sock: socket.socket, tls: ServerTls, new_loop: Callable[[], An
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: tls.updated(tls._tls))
-        server = await loop.create_server(Hello, sock=sock, ssl=tls.context)
+        accept = partial(SecureConnection, tls.context, Hello)
+        server = await loop.create_server(accept, sock=sock)
         async with server:
             await asyncio.sleep(60)
 
