@@ -36,6 +36,10 @@ class Cell:
         counts, first = self._counts, self._first
         return sum(counts[first : first + self._used[0]]) - int(counts[self._mine])
 
+    def values(self) -> list[int]:
+        """What all workers have set."""
+        return self._counts[self._first : self._first + self._used[0]].tolist()
+
     def reserve(self, active: int, slots: int) -> bool:
         """One more than the ``active`` ones here, if all together stay within ``slots``."""
         self._counts[self._mine] = active + 1

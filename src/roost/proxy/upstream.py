@@ -284,7 +284,7 @@ class Upstreams:
         line = self.line
         if waited is not None:
             line.serve(waited)
-        elif (line.waiting or line.promised) and not line.passes(now_s):
+        elif not line.passes(now_s, again=bool(tried)):
             return None
         bound = self.policy.breaker.max_requests
         if bound and self.active >= bound:
@@ -471,6 +471,8 @@ class Upstreams:
             members.append(member)
         self.members = tuple(members)
         self._shared = tuple(member for member in members if member.cell is not None)
+        if self._slots is not None:
+            self.line.shared = self._slots.cell(service.name, "") if self._shared else None
         for member in (*left.values(), *members):
             if member.spec.state != "ready" or member.address in left:
                 member.backend.retire()

@@ -102,6 +102,32 @@ async def test_who_waits_hears_of_a_slot_another_worker_frees() -> None:
     assert two.pick(loop.time(), waited=place) is not None
 
 
+async def test_who_waits_for_long_in_another_worker_goes_first() -> None:
+    loop = asyncio.get_running_loop()
+    one, two = workers_of(2, SlotTable(2), backends=1)
+    running = one.pick(loop.time())
+    assert running is not None
+    running.begin()
+    assert two.pick(loop.time()) is None
+    place = two.pending()
+    assert place is not None
+    soon_s, later_s, much_later_s = (loop.time() + n for n in (0.01, 1.0, 60.0))
+    running.end(Outcome.OK, 0.01, loop.time())
+    chosen = one.pick(soon_s)  # about as long: who comes first
+    assert chosen is running
+    chosen.unpicked()
+    assert one.pick(later_s) is None
+    assert one.pick(later_s, tried=[]) is None
+    assert one.pick(much_later_s) is running  # nobody waits for so long: that worker hangs
+    running.unpicked()
+    await asyncio.wait_for(place, 10)
+    mine = two.pick(loop.time(), waited=place)
+    assert mine is not None
+    mine.begin()
+    mine.end(Outcome.OK, 0.01, loop.time())
+    assert one.pick(later_s) is running  # nobody waits any more
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=120),
