@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 WRITE_HIGH = 128 << 10
 """Bytes waiting on one side before reading from the other pauses."""
@@ -72,7 +73,8 @@ class End(asyncio.Protocol):
             self._tunnel.close()
             return True
         if not self.peer.transport.is_closing():
-            self.peer.transport.write_eof()
+            with suppress(OSError):  # asyncio's, where the peer has just been reset
+                self.peer.transport.write_eof()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
