@@ -410,6 +410,9 @@ def _match(key: Key, match: policy.Match) -> Iterator[Problem]:
         if text is not None and (not text.startswith("/") or set("?#\\") & set(text)):
             todo = "begin it with /; queries are matched by `query`"
             yield Problem((*key, name), f"{text!r} is no path", todo)
+        elif text is not None and re.search(r"%(?!2F|5C)", text):
+            todo = "paths are compared decoded: write the letter itself"
+            yield Problem((*key, name), f"{text!r} has an escape", todo)
     if match.pattern is not None:
         pattern = match.pattern
         yield from _raised((*key, "pattern"), compile_pattern, pattern)

@@ -120,6 +120,7 @@ def test_a_service_without_backends_is_for_held_routes() -> None:
         ('match = { path = "/a", prefix = "/b" }', "routes[0].match: path and prefix are given"),
         ('match = { path = "a" }', "routes[0].match.path: 'a' is no path"),
         ('match = { prefix = "/a?b" }', "routes[0].match.prefix"),
+        ('match = { prefix = "/a%20b" }', "routes[0].match.prefix: '/a%20b' has an escape"),
         ('match = { pattern = "(" }', "routes[0].match.pattern: missing )"),
         ('match = { hosts = ["a:80"] }', "routes[0].match.hosts[0]: 'a:80' is not a host name"),
         ('match = { methods = ["get"] }', "routes[0].match.methods[0]: 'get' is no method"),
