@@ -13,6 +13,7 @@ from roost.doors.rest.app import RestDoor
 from roost.main.cli import COMMANDS, GROUPS, app
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
+COMMON = ("help", "install_completion", "show_completion")
 
 
 def text() -> str:
@@ -24,6 +25,8 @@ def text() -> str:
         command = root.get_command(context, name)
         if name in GROUPS:
             lines += [f"### roost {name}", "", GROUPS[name][1], ""]
+            own = _options(command)  # of a group that does something itself
+            lines += [*own, ""] if own else []
             for sub in command.list_commands(context):
                 lines += _command(f"roost {name} {sub}", command.get_command(context, sub), "####")
         else:
@@ -42,15 +45,20 @@ def text() -> str:
 
 def _command(name: str, command: Any, level: str) -> list[str]:
     lines = [f"{level} {name}", "", (command.help or "").split("\n")[0], ""]
+    rows = _options(command)
+    return [*lines, *rows, ""] if rows else lines
+
+
+def _options(command: Any) -> list[str]:
     rows = []
     for parameter in command.params:
-        if parameter.name == "help" or getattr(parameter, "hidden", False):
+        if parameter.name in COMMON or getattr(parameter, "hidden", False):
             continue
         shown = ", ".join(f"`{o}`" for o in (*parameter.opts, *parameter.secondary_opts))
         if parameter.param_type_name == "argument":
             shown = f"`{parameter.name.upper()}`"
         rows.append(f"- {shown}: {getattr(parameter, 'help', '') or ''}".rstrip(": "))
-    return [*lines, *rows, ""] if rows else lines
+    return rows
 
 
 def main() -> None:

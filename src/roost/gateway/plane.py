@@ -8,7 +8,7 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 
 import msgspec
@@ -21,7 +21,7 @@ from roost.proxy.answers import Answer
 from roost.proxy.counters import BackendState
 from roost.proxy.front import ClientConnection, Proxy
 from roost.proxy.heads import Request
-from roost.proxy.http2 import alpn_front
+from roost.proxy.http2 import AlpnFront, Http2Front
 from roost.proxy.leaving import Leaving
 from roost.proxy.plan import Observer, Plan, Stream
 from roost.proxy.pool import BackendConnection, Pool
@@ -33,7 +33,7 @@ from roost.proxy.slots import SlotRow
 from roost.proxy.tcp import TcpRoute
 from roost.proxy.tls import ServerTls, Tickets, alpn_of, origin_context
 from roost.proxy.upstream import Upstream, Upstreams, upstreams_of
-from roost.proxy.websocket import tell_all
+from roost.proxy.websocket import GOING_AWAY, SERVICE_RESTART, tell_all
 
 DRAIN_STEP_S = 0.02
 TELL_SHARE = 0.5
@@ -104,6 +104,23 @@ class _Site:
         return self.tls.context if self.tls is not None else None
 
 
+class _SecureFront(AlpnFront):
+    """An accepted TLS connection; tells that its handshake is over."""
+
+    def __init__(
+        self, shaken: Callable[[bool], None], proxy: Proxy, client: Address | None, listener: str
+    ) -> None:
+        super().__init__(
+            lambda: ClientConnection(proxy, client=client, secure=True, listener=listener),
+            lambda: Http2Front(proxy, client=client, listener=listener),
+        )
+        self._shaken = shaken
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._shaken(bool(transport.get_extra_info("ssl_object").session_reused))
+        super().connection_made(transport)
+
+
 class Plane:
     """What a worker serves."""
 
@@ -122,7 +139,7 @@ class Plane:
         self._sites: dict[str, _Site] = {}
         self._health: dict[str, bool] = {}
         self._challenges = Challenges()
-        self._accepted = 0
+        self._accepted = self._handshakes = self._resumed = 0
         self._sets: dict[str, RouteSet] = {}
         self._proxy = Proxy(_Routes({}, self._challenges))
         self._server = ProxyServer(self._proxy)
@@ -272,8 +289,13 @@ class Plane:
             )
             return route.connection
         if secure:
-            return lambda client: alpn_front(self._proxy, client=client, listener=name)
+            return lambda client: _SecureFront(self._shaken, self._proxy, client, name)
         return lambda client: ClientConnection(self._proxy, client=client, listener=name)
+
+    def _shaken(self, resumed: bool) -> None:
+        """A TLS handshake has succeeded."""
+        self._handshakes += 1
+        self._resumed += resumed
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -298,7 +320,8 @@ class Plane:
             if not isinstance(client, ClientConnection):  # HTTP/2 can say which requests count
                 client.drain()
         spread_s = min(HURRY_S, seconds / 4) if at_once else seconds * TELL_SHARE
-        tell_all(proxy.tunnels, over_s=spread_s, grace_s=seconds / 4)
+        code = GOING_AWAY if at_once else SERVICE_RESTART
+        tell_all(proxy.tunnels, code, over_s=spread_s, grace_s=seconds / 4)
         # A kept connection closed in the moment of its next request looks like a failure to many
         # clients: those in use are closed with their next answer, only what stays silent without.
         idle_s = min(HURRY_S, seconds / 4) if at_once else min(IDLE_S, seconds / 4)
@@ -335,17 +358,12 @@ class Plane:
     def numbers(self) -> tuple[dict[str, int], dict[str, int]]:
         """Totals and gauges."""
         proxy = self._proxy
-        handshakes = resumed = 0
-        for context in _contexts(self._sites.values()):
-            stats = context.session_stats()
-            handshakes += stats["accept_good"]
-            resumed += stats["hits"]
         totals = {
             "connections": self._accepted,
             "requests": proxy.requests,
             "protocol_errors": proxy.refused,
-            "tls_handshakes": handshakes,
-            "tls_resumed": resumed,
+            "tls_handshakes": self._handshakes,
+            "tls_resumed": self._resumed,
         }
         gauges = {
             "connections": len(proxy.clients),
@@ -361,7 +379,3 @@ def _stop(site: _Site) -> None:
     if site.server is not None:
         site.server.close()
         site.server = None
-
-
-def _contexts(sites: Iterable[_Site]) -> set[ssl.SSLContext]:
-    return {site.context for site in sites if site.context is not None}

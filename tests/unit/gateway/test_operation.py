@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
+import ssl
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.gateway import (
+    START,
     Backend,
     Client,
     Echo,
@@ -315,14 +318,125 @@ async def test_quick_start(backends: list[Backend]) -> None:
 
 async def test_a_taken_port_is_said(backends: list[Backend]) -> None:
     arguments = ("--listen", backends[0].address, "--backend", backends[1].address)
+    code, _, errors = await command(*arguments)
+    assert code == 2
+    assert "cannot listen on" in errors
+
+
+def tls_config(backends: Sequence[Backend], certificate: Path, key: Path) -> str:
+    tls = f'tls = {{ certificates = [{{ certificate = "{certificate}", key = "{key}" }}] }}'
+    return config(backends).replace('name = "main"\naddress', f'name = "main"\n{tls}\naddress')
+
+
+class Secure:
+    """A TLS client that keeps its session."""
+
+    def __init__(self, address: str, authority: Authority) -> None:
+        host, _, port = address.rpartition(":")
+        self._address = (host, int(port))
+        self._context = ssl.create_default_context(cafile=str(authority.file))
+        self._context.maximum_version = (
+            ssl.TLSVersion.TLSv1_2
+        )  # its tickets come with the handshake
+        self._session: ssl.SSLSession | None = None
+
+    def connect(self) -> tuple[bool, int]:
+        """Whether the session was resumed, and the serial number of the certificate."""
+        with (
+            socket.create_connection(self._address, timeout=10) as plain,
+            self._context.wrap_socket(
+                plain, server_hostname="test.local", session=self._session
+            ) as sock,
+        ):
+            self._session = sock.session
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: test.local\r\nConnection: close\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+            resumed = bool(sock.session_reused)
+            serial = int(str((sock.getpeercert() or {}).get("serialNumber", "0")), 16)
+            return resumed, serial
+
+
+async def test_sessions_resume_in_every_worker_and_certificates_are_reloaded(
+    backends: list[Backend], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("test.local")
+    async with running(tls_config(backends, pair.certificate, pair.key)) as gateway:
+        client = Secure(gateway.addresses["main"], authority)
+        _, first = await asyncio.to_thread(client.connect)
+        results = [await asyncio.to_thread(client.connect) for _ in range(12)]
+        assert all(resumed for resumed, _ in results)
+
+        async def counted() -> bool:
+            totals = (await gateway.state())["totals"]
+            return bool((totals["tls_handshakes"], totals["tls_resumed"]) == (13, 12))
+
+        await until_async(counted)
+        victim = (await gateway.state())["workers"][1]["pid"]
+        kill(victim)
+        await until_async(lambda: _restarted(gateway))
+        again = [await asyncio.to_thread(client.connect) for _ in range(8)]
+        assert all(resumed for resumed, _ in again)  # the new worker has the same ticket keys
+        other = authority.issue("test.local")
+        pair.certificate.write_bytes(other.certificate.read_bytes())
+        pair.key.write_bytes(other.key.read_bytes())
+        assert (await gateway.reload())["config_ok"]
+        fresh = Secure(gateway.addresses["main"], authority)
+        _, second = await asyncio.to_thread(fresh.connect)
+        assert second != first
+        pair.key.write_text("no key")
+        state = await gateway.reload()
+        assert not state["config_ok"]
+        assert (await asyncio.to_thread(fresh.connect))[1] == second
+
+
+async def _restarted(gateway: Gateway) -> bool:
+    state = await gateway.state()
+    versions = [worker["version"] for worker in state["workers"]]
+    return state["worker_restarts"] == 1 and versions == [state["version"]] * 2
+
+
+async def command(*arguments: str) -> tuple[int | None, str, str]:
+    """Run ``roost gateway`` to its end."""
     process = await asyncio.create_subprocess_exec(
-        os.sys.executable,  # type: ignore[attr-defined]
+        sys.executable,
         "-c",
-        "from roost.main.cli import run; run()",
+        START,
         "gateway",
         *arguments,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    assert b"cannot listen on" in errors
+    out, errors = await process.communicate()
+    return process.returncode, out.decode(), errors.decode()
+
+
+async def test_check_says_what_is_wrong(backends: list[Backend], tmp_path: Path) -> None:
+    file = tmp_path / "routes.toml"
+    file.write_text(config(backends))
+    code, out, _ = await command("check", str(file))
+    assert code == 0
+    assert "service web: 2 backends, least-work" in out
+    file.write_text(config(backends).replace('service = "web"', 'service = "wob"'))
+    code, _, errors = await command("check", str(file))
+    assert code == 2
+    assert "wob" in errors
+    code, _, errors = await command()
+    assert code == 2
+    assert "--config routes.toml" in errors
+
+
+async def test_top_shows_a_running_gateway(backends: list[Backend]) -> None:
+    async with running(config(backends)) as gateway:
+        assert (await get(gateway.addresses["main"]))[0] == 200
+        admin = gateway.addresses["admin"]
+        code, out, _ = await command("top", admin, "--once", "--json")
+        assert code == 0
+        assert json.loads(out)["running"] == 2
+        code, out, _ = await command("top", admin, "--once")
+        assert code == 0
+        assert "2 workers" in out
+        assert "ready" in out
+    code, _, errors = await command("top", admin, "--once")
+    assert code == 2
+    assert "no gateway answers" in errors

@@ -103,7 +103,7 @@ def check(
 def top(
     admin: Annotated[
         str, typer.Argument(help="host:port of the gateway's admin port.")
-    ] = "127.0.0.1:9901",
+    ] = "127.0.0.1:9900",
     every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a look.")] = False,

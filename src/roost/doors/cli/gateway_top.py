@@ -31,7 +31,7 @@ def fetch(admin: str) -> State:
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
         raise Invalid(
             f"no gateway answers at {admin}: {error}",
-            hint='set admin = "127.0.0.1:9901" in its configuration, and give that address',
+            hint='set admin = "127.0.0.1:9900" in its configuration, and give that address',
         ) from error
     return found
 
