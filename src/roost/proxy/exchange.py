@@ -53,22 +53,21 @@ class Exchange(Attempts):
             self.place()
             return
         upstream.begin()
+        if not self.watched and plan.hedging.enabled:
+            proxy.watch(self)
+        self.simple = request.direct
         back = upstream.backend.take(now_s, repeatable=request.idempotent)
         if back is None:
-            self.simple = request.direct
             self.reach(upstream, now_s)
             return
         self.back = back
-        self.simple = request.direct
         back.user = self
-        back.upstream = upstream
+        back.upstream = self.last = upstream
         back.began_s = now_s
         self._sent = 1
         head = request.forwarded or request.forward()
         back.transport.write(self.numbered(head) if request.numbered else head)
         self.client.deadline_s = now_s + plan.timeouts.response_s
-        if not self.watched and plan.hedging.enabled:
-            proxy.watch(self)
 
     def _begin(self, request: Request, decision: Plan | Backend | Answer | None) -> None:
         """The long way: a body, hooks, an answer of our own, or a router that waits."""
@@ -130,7 +129,6 @@ class Exchange(Attempts):
         self.back = None
         self.proxy.pool.give(back, now_s)
         if self.proxy.observer is not None:
-            self.last = back.upstream
             self._status = head.status
             self.bytes_out = len(data)
             self._observe()

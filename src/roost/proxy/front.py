@@ -98,11 +98,15 @@ class Proxy:
     """Heads that broke the protocol."""
     draining: bool = False
     _origins: dict[tuple[str, str, bool], Origin] = field(default_factory=dict)
+    _origins_by: tuple[object, ...] = ()
     _watched: list[Attempts] = field(default_factory=list)
     _held: dict[Attempts, int] = field(default_factory=dict)
 
     def origin(self, client: str, listener: str, secure: bool) -> Origin:
         """The one object for a client at a listener."""
+        if self._origins_by != (self.trusted, self.id_prefix):
+            self._origins_by = (self.trusted, self.id_prefix)
+            self._origins.clear()
         key = (client, listener, secure)
         known = self._origins.get(key)
         if known is None:
@@ -509,7 +513,10 @@ class ClientConnection(asyncio.Protocol):
         self.adjust_reading()
         self.deadline_s = self._loop.time() + self.limits.linger_s
         if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has reset it already
+                self.transport.abort()
         else:
             self.transport.close()
 
