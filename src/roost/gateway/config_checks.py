@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from roost.ports.errors import Invalid
 from roost.proxy import cookies, policy
 from roost.proxy.address import backend_of
 from roost.proxy.credentials import PasswordHash, Tokens
@@ -21,6 +22,7 @@ from roost.proxy.forward_auth import split_url
 from roost.proxy.protect import parse_networks
 from roost.proxy.rewrite import field_problem
 from roost.proxy.routing import compile_pattern, hash_key, host_key
+from roost.proxy.tls import check as check_pair
 
 Key = tuple[str | int, ...]
 """Where a value is: ``("routes", 2, "service")``."""
@@ -212,16 +214,9 @@ def _pair(key: Key, certificate: str, private: str) -> Iterator[Problem]:
     if unreadable:
         return
     try:
-        # A password that cannot be right: an encrypted key must not ask on the terminal.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, private, password="")
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        yield Problem(
-            key,
-            f"{certificate} and {private} cannot be used: {reason}",
-            "give a PEM chain and its unencrypted PEM key",
-        )
+        check_pair(policy.Certificate(certificate=certificate, key=private))
+    except Invalid as error:
+        yield Problem(key, error.message, error.hint)
 
 
 # --- listeners -------------------------------------------------------------------------------------------

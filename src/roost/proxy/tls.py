@@ -104,6 +104,13 @@ def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
         raise Invalid(f"the certificate {certificate} with {key}: {reason(error)}") from None
 
 
+def check(pair: policy.Certificate) -> Facts:
+    """Read a pair and have OpenSSL accept it. Raises ``Invalid``."""
+    facts = inspect(pair)
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair.certificate, pair.key)
+    return facts
+
+
 def reason(error: BaseException) -> str:
     """A TLS or connection error in words."""
     if isinstance(error, ssl.SSLCertVerificationError):

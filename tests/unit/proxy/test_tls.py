@@ -22,7 +22,7 @@ from roost.proxy.tls import (
     ServerTls,
     Tickets,
     alpn_of,
-    inspect,
+    check,
     origin_context,
     origin_name,
     reason,
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_a_file_is_said(authority: Authority, tmp_path: Path)
     tls = ServerTls("web", good, Tickets(1))
     for pair, why in broken_files(authority, tmp_path):
         with pytest.raises(Invalid, match=why):
-            inspect(pair)
+            check(pair)
         with pytest.raises(Invalid, match=why):
             tls.updated(policy.Tls(certificates=(*good.certificates, pair)))
     with pytest.raises(Invalid, match="client CA /none"):
