@@ -1,4 +1,4 @@
-"""What both benchmarks stand on: proxies with equivalent configurations, backends, CPU and memory of processes."""
+"""What both benchmarks stand on: proxies with equivalent configurations, backends, CPU and memory."""
 
 import contextlib
 import functools
@@ -16,8 +16,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PROXIES: dict[str, Callable[[list[Lane], Path], list[str]]] = {
     "roost": peers.roost,
     "nginx": functools.partial(peers.nginx, usual=True),
-    "haproxy": peers.haproxy,
-    "envoy": peers.envoy,
+    "haproxy": functools.partial(peers.haproxy, usual=True),
+    "envoy": functools.partial(peers.envoy, usual=True),
 }
 
 

@@ -4,8 +4,6 @@ Each has two parts: ``safe`` (must: nothing ambiguous reaches the origin, nothin
 ``refused`` (a 4xx or 5xx and the connection closed).
 """
 
-
-
 import asyncio
 
 from tests.conformance.gateway.wire import CASES, Case, Lane, Run

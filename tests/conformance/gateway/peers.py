@@ -100,14 +100,17 @@ def nginx(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
         f"{nginx_user()}worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;",
         "events { worker_connections 4096; }",
         "http { access_log off; proxy_http_version 1.1; default_type text/plain;",
-        "" if usual else "proxy_buffering off; proxy_request_buffering off;",
+        "proxy_next_upstream error timeout http_500 http_502 http_503;"
+        if usual
+        else "proxy_buffering off; proxy_request_buffering off;",
         "client_max_body_size 0; keepalive_requests 100000;",
         "map $http_upgrade $conn { default upgrade; '' ''; }",
         *(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")),
     ]  # fmt: skip
     for at, lane in enumerate(lanes):
         servers = " ".join(
-            f"server 127.0.0.1:{o.port} {'' if usual else 'max_fails=0'};" for o in lane.origins
+            f"server 127.0.0.1:{o.port} {'fail_timeout=1s' if usual else 'max_fails=0'};"
+            for o in lane.origins
         )
         parts.append(f"upstream u{at} {{ {servers} keepalive 32; }}")
         tls = f"ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;"
@@ -127,7 +130,9 @@ def nginx(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
     return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
 
 
-def haproxy(lanes: list[Lane], folder: Path) -> list[str]:
+def haproxy(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
+    """``usual``: with checks, failing backends left out."""
+    check = " check inter 1s observe layer7 error-limit 5 on-error mark-down" if usual else ""
     parts = [
         "global", "  maxconn 4000", "  nbthread 1", "  ssl-default-bind-options ssl-min-ver TLSv1.2",
         "defaults", "  mode http", "  timeout connect 2s", "  timeout client 60s",
@@ -153,7 +158,7 @@ def haproxy(lanes: list[Lane], folder: Path) -> list[str]:
         if lane.kind == "short":
             parts.append("  timeout server 1s")
         parts += ["  http-request disable-l7-retry if METH_POST"]
-        parts += [f"  server s{n} 127.0.0.1:{o.port}" for n, o in enumerate(lane.origins)]
+        parts += [f"  server s{n} 127.0.0.1:{o.port}{check}" for n, o in enumerate(lane.origins)]
     (folder / "haproxy.cfg").write_text("\n".join(parts) + "\n")
     return ["haproxy", "-W", "-db", "-f", str(folder / "haproxy.cfg")]
 
@@ -167,7 +172,16 @@ def envoy_program() -> str | None:
     return str(wheels[0]) if wheels else None
 
 
-def envoy(lanes: list[Lane], folder: Path) -> list[str]:
+def envoy(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
+    """``usual``: failing backends left out, never retried."""
+    outlier = "outlier_detection: {base_ejection_time: 1s, interval: 1s}," if usual else ""
+    other = (
+        "retry_host_predicate: [{name: p, typed_config: {'@type': type.googleapis.com/"
+        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}],"
+        " host_selection_retry_max_attempts: 5,"
+        if usual
+        else ""
+    )
     listeners, clusters = [], []
     for at, lane in enumerate(lanes):
         short = lane.kind == "short"
@@ -197,7 +211,7 @@ def envoy(lanes: list[Lane], folder: Path) -> list[str]:
           common_http_protocol_options: {{idle_timeout: {1 if short else 75}s, headers_with_underscores_action: REJECT_REQUEST}},
           http_protocol_options: {{accept_http_10: true, default_host_for_http_10: a, enable_trailers: true}},
           route_config: {{virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: c{at}, timeout: {1 if short else 60}s,
-            retry_policy: {{retry_on: 'connect-failure,refused-stream,reset-before-request', num_retries: 2}}}}}}]}}]}},
+            retry_policy: {{{other} retry_on: 'connect-failure,refused-stream,reset-before-request', num_retries: 2}}}}}}]}}]}},
           http_filters: [{buffer} {{name: envoy.filters.http.router, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}{tls}"""
         )
         ends = ", ".join(
@@ -205,7 +219,7 @@ def envoy(lanes: list[Lane], folder: Path) -> list[str]:
             for o in lane.origins
         )
         clusters.append(
-            f"  - {{name: c{at}, connect_timeout: 2s, type: STATIC, load_assignment: {{cluster_name: c{at}, endpoints: [{{lb_endpoints: [{ends}]}}]}},"
+            f"  - {{name: c{at}, connect_timeout: 2s, type: STATIC, {outlier} load_assignment: {{cluster_name: c{at}, endpoints: [{{lb_endpoints: [{ends}]}}]}},"
             " typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,"
             " explicit_http_config: {http_protocol_options: {enable_trailers: true}}}}}"
         )

@@ -1,7 +1,5 @@
 """Requests that must pass, and what the origin is told: targets, hop-by-hop and forwarding fields, bodies."""
 
-
-
 import hashlib
 
 from tests.conformance.gateway.wire import CASES, Case, Lane, Run, check, expect
