@@ -22,10 +22,13 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from roost.proxy import policy
 from roost.proxy.front import Limits
 from roost.proxy.http2 import STREAM_WINDOW, STREAMS, Http2Front
 from roost.proxy.http2_stream import WRITE_HIGH
+from roost.proxy.plan import Finished, Plan
 from roost.proxy.server import ProxyServer
+from roost.proxy.upstream import Upstreams
 from tests.support.certificates import Authority
 from tests.support.h2client import H2Client, Pair, Reply
 
@@ -313,6 +316,45 @@ async def test_an_answer_before_the_body_is_whole(h2served: Callable[..., object
         assert (reply.status, reply.body) == (403, b"no")
         await client.until(lambda: reply.reset is not None)
         assert reply.reset == ErrorCodes.NO_ERROR
+
+
+class Seen:
+    """An observer and a router of one plan."""
+
+    def __init__(self, port: int) -> None:
+        self.records: list[Finished] = []
+        service = policy.Service(name="s", backends=(f"127.0.0.1:{port}",))
+        self.plan = Plan(name="r", upstreams=Upstreams(service))
+
+    def decide(self, request: object) -> Plan:
+        return self.plan
+
+    def done(self, record: Finished) -> None:
+        self.records.append(record)
+
+
+async def test_logs_and_counters_see_every_stream(h2served: Callable[..., object]) -> None:
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"." * 500_000
+    async with h2served(answering(big)) as served:
+        seen = Seen(served.proxy.router.backend.port)
+        served.proxy.router = served.proxy.observer = seen
+        served.proxy.id_prefix = b"w1-"
+        client = await served.client()
+        for path in (b"/one", b"/two"):
+            reply = await client.reply(client.ask(path, fields=[(b"x-request-id", b"mine")]))
+            assert len(reply.body) == 500_000
+        await eventually(lambda: len(seen.records) == 2)
+        assert [r.target for r in seen.records] == [b"/one", b"/two"]
+        for record in seen.records:
+            assert (record.status, record.outcome, record.route) == (200, "ok", "r")
+            assert record.upstream is seen.plan.upstreams.members[0]
+            assert record.bytes_out >= 500_000
+            assert record.request_id.startswith(b"w1-")  # theirs is not believed
+        stream_id = client.ask(b"/wait")
+        client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
+        client.flush()
+        assert (await client.reply(client.ask(b"/three"))).status == 200
+        await eventually(lambda: all(m.active == 0 for m in seen.plan.upstreams.members))
 
 
 # --- backpressure -------------------------------------------------------------------------------
