@@ -272,3 +272,29 @@ async def test_blobs_over_a_data_connection(edge: Any) -> None:
         writer.write(b"\x00\x00\x00\x04junk")
         assert isinstance(await asyncio.wait_for(to_agent.read(reader), 5), wire.Refused)
     assert await setup.blobs.get(name) == large
+
+
+async def test_http_to_a_host_that_cannot_be_dialled(edge: Any) -> None:
+    """Requests go through the host's parked connection, which is kept for the next one."""
+    async with edge() as setup:
+        target = Host(host_id="h-1", service="web")
+        setup.routes(Route(name="n/s-1", prefix="/n/s-1", target=target, epoch=3))
+        serving = asyncio.create_task(setup.serve_next("h-1"))
+        first = asyncio.create_task(setup.ask("/n/s-1/a"))
+        opened, (reader, writer) = await serving
+        assert (opened.service, opened.epoch) == ("web", 3)
+        for path in (b"/n/s-1/a", b"/n/s-1/b"):
+            if path.endswith(b"b"):
+                second = asyncio.create_task(setup.ask("/n/s-1/b"))
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert head.startswith(b"GET " + path)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        assert (await first)[::2] == (200, b"hello")
+        assert (await second)[::2] == (200, b"hello")
+        setup.routes()  # the route is gone: so is the connection
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        for _ in range(200):
+            if setup.ups[-1] == ("h-1", False):
+                break
+            await asyncio.sleep(0.01)
+        assert setup.ups == [("h-1", True), ("h-1", False)]

@@ -19,7 +19,8 @@ from roost.proxy.pool import BackendConnection, Pool
 from roost.proxy.server import ProxyServer
 from roost.proxy.upstream import Upstream, Upstreams
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
 Serve = Callable[[Reader, Writer], Awaitable[None]]
 
 
