@@ -159,6 +159,7 @@ class Plane:
                 unix_s=lambda: clock() + self.unix_offset_s,
                 workers=snapshot.workers,
             )
+        self._guards.workers = snapshot.workers
         upstreams = upstreams_of(
             gateway.services,
             self._upstreams,

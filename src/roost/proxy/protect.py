@@ -240,7 +240,8 @@ class Guards:
         """``now`` is the event loop's clock, ``unix_s`` the wall clock (for cookies that expire)."""
         self._now = now
         self._unix_s = unix_s
-        self._workers = max(1, workers)
+        self.workers = max(1, workers)
+        """How many share the bounds; for routes compiled from now on."""
         self._kept: dict[tuple[str, str], tuple[object, Any]] = {}
 
     def guard(self, route: policy.Route) -> Guard:
@@ -252,7 +253,7 @@ class Guards:
         if limits.rate is not None:
             checks.append(self._rate(route.name, limits.rate).check)
         caps = None
-        most = math.ceil(limits.connections_per_client / self._workers)
+        most = math.ceil(limits.connections_per_client / self.workers)
         if most:
             caps = self._keep("caps", route.name, "", Caps)
 
@@ -286,7 +287,9 @@ class Guards:
         self.retain(set())
 
     def _rate(self, name: str, rate: policy.RateLimit) -> _Rate:
-        made: _Rate = self._keep("rate", name, rate, lambda: _Rate(rate, self._workers, self._now))
+        made: _Rate = self._keep(
+            "rate", name, (rate, self.workers), lambda: _Rate(rate, self.workers, self._now)
+        )
         return made
 
     def _keep(self, kind: str, name: str, wanted: object, make: Callable[[], Any]) -> Any:

@@ -110,6 +110,15 @@ def test_rates_are_shared_out_over_the_workers() -> None:
     assert [status(guard, ask()) for _ in range(11)] == [0] * 10 + [429]
 
 
+def test_other_workers_make_other_shares() -> None:
+    clock = Clock()
+    guards = Guards(now=clock, unix_s=clock)
+    wanted = route(limits={"rate": {"requests_per_s": 4}})
+    assert [status(guards.guard(wanted), ask()) for _ in range(5)] == [0] * 4 + [429]
+    guards.workers = 2
+    assert [status(guards.guard(wanted), ask()) for _ in range(3)] == [0] * 2 + [429]
+
+
 def test_a_rate_of_the_route_counts_all_clients() -> None:
     limits = {"rate": {"requests_per_s": 1, "burst": 2, "per": "route"}}
     guard = guard_of(limits=limits)
