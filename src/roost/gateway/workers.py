@@ -166,6 +166,8 @@ class Workers:
         descriptor = channel.stored(snapshot)
         names = tuple(new)
         for place in self._running():
+            if place.leaving:
+                continue
             message = channel.Configure(version=snapshot.version, listeners=names)
             sockets = [self.sockets[name][place.index].fileno() for name in names]
             _channel(place).tell(message, [descriptor, *sockets])

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -141,6 +142,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop; the exit status."""
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._adopt()
         serving = self._loop.create_task(self._serve())
         serving.add_done_callback(lambda _: self._loop.stop())
@@ -159,7 +162,6 @@ class Supervisor:
         self._signals()
         try:
             await self._take_over(self._gateway)
-            await self._side.apply(self._gateway)
         except RoostError as error:
             self._workers.stopping = True
             self._workers.kill()
@@ -212,9 +214,7 @@ class Supervisor:
             if self._stop.is_set():
                 return
             try:
-                gateway = read(self._source)
-                await self._take_over(gateway)
-                await self._side.apply(gateway)
+                await self._take_over(read(self._source))
             except (RoostError, OSError) as error:
                 self._facts["reload_failures"] += 1
                 self._facts["config_ok"] = False
@@ -236,6 +236,14 @@ class Supervisor:
         count = worker_count(gateway)
         present = self._workers.sockets
         made, new = self._bind(gateway, count)
+        try:
+            await self._side.apply(gateway)
+        except (RoostError, OSError):
+            for name, socks in made.items():
+                for sock in socks:
+                    if sock not in present.get(name, ()):
+                        sock.close()
+            raise
         unused = [
             s for name, socks in present.items() for s in socks if s not in made.get(name, ())
         ]

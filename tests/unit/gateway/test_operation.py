@@ -28,6 +28,8 @@ from tests.support.gateway import (
     until_async,
 )
 
+pytestmark = pytest.mark.e2e
+
 
 def config(backends: Sequence[Backend], more: str = "", top: str = "") -> str:
     addresses = ", ".join(f'"{b.address}"' for b in backends)
@@ -96,6 +98,25 @@ answer = {{ body = "fresh" }}
         assert (load.failed, load.raced) == ([], 0)
         assert backends[1].requests > 0
         echo.close()
+
+
+async def test_workers_come_and_go(backends: list[Backend]) -> None:
+    async with running(config(backends)) as gateway:
+        first = {worker["pid"] for worker in (await gateway.state())["workers"]}
+        async with Load(gateway.addresses["main"]) as load:
+            for count in (3, 1, 2):
+                gateway.write(config(backends).replace("workers = 2", f"workers = {count}"))
+                assert (await gateway.reload())["config_ok"], gateway.errors
+
+                async def as_many(count: int = count) -> bool:
+                    return bool((await gateway.state())["running"] == count)
+
+                await until_async(as_many)
+                await load.more()
+        assert load.failed == []
+        state = await gateway.state()
+        assert len(first & {worker["pid"] for worker in state["workers"]}) >= 1
+        assert state["worker_restarts"] == 0
 
 
 async def test_a_bad_configuration_changes_nothing(backends: list[Backend]) -> None:

@@ -6,9 +6,10 @@ Everything comes from its admin port (``/state``); two looks make a rate.
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-import httpx
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,10 +26,11 @@ _STYLES = {"ready": "green", "draining": "yellow", "half-open": "yellow", "gone"
 def fetch(admin: str) -> State:
     """The state of the gateway at ``host:port``. Raises ``Invalid``."""
     try:
-        answer = httpx.get(f"http://{admin}/state", timeout=TIMEOUT_S, trust_env=False)
-        answer.raise_for_status()
-        found: State = msgspec.json.decode(answer.content)
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
+        with closing(HTTPConnection(admin, timeout=TIMEOUT_S)) as connection:
+            connection.request("GET", "/state")
+            body = connection.getresponse().read()
+        found: State = msgspec.json.decode(body, type=dict[str, Any])
+    except (OSError, HTTPException, msgspec.MsgspecError) as error:
         raise Invalid(
             f"no gateway answers at {admin}: {error}",
             hint='set admin = "127.0.0.1:9900" in its configuration, and give that address',
