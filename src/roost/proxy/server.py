@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from roost.proxy.front import ClientConnection, Limits, Proxy
+from roost.proxy.http2 import alpn_front
 from roost.proxy.plan import Router
 from roost.proxy.policy import Listener
 from roost.proxy.secure import SecureConnection
@@ -58,9 +59,6 @@ class ProxyServer:
             return ClientConnection(self.proxy, secure=secure, listener=name)
 
         if front is None and secure:
-            # Imported here: who has no TLS listener (a host's own balancer) does not carry h2.
-            from roost.proxy.http2 import alpn_front
-
             front = partial(alpn_front, self.proxy, listener=name)
         accept = front or plain
         if tls is not None:
