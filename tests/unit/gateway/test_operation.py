@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from tests.support.certificates import Authority
 from tests.support.gateway import (
@@ -461,3 +464,26 @@ async def test_top_shows_a_running_gateway(backends: list[Backend]) -> None:
     code, _, errors = await command("top", admin, "--once")
     assert code == 2
     assert "no gateway answers" in errors
+
+
+async def test_websockets_are_told_when_the_gateway_ends() -> None:
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(echo, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        backend = Backend("websocket")
+        backend.address = f"127.0.0.1:{port}"
+        async with running(config([backend])) as gateway:
+            async with connect(f"ws://{gateway.addresses['main']}/") as client:
+                await client.send("hello")
+                assert await client.recv() == "hello"
+                gateway.signal(signal.SIGHUP)
+                await client.send("kept")
+                assert await client.recv() == "kept"
+                gateway.signal(signal.SIGTERM)
+                with pytest.raises(ConnectionClosed):
+                    await client.recv()
+                assert client.close_code == 1001
+            assert await gateway.process.wait() == 0
