@@ -243,7 +243,7 @@ def test_the_extension_alone(bench) -> None:
         f"import os; os.chdir({str(bench.work)!r}); data = [1]; same = data; g = (n for n in data)"
     )
     kernel.run("next(g)")
-    shown = kernel.run(f"%roost checkpoint {where}")
+    shown = kernel.run(f"%roost save {where}")
     assert "captured as number 1" in shown
     assert "g: refused: it holds a generator" in shown
     kernel.kill()
@@ -265,7 +265,7 @@ def test_a_plain_ipykernel_loads_it(bench) -> None:
     try:
         where = bench.folder / "plain"
         reply = client.execute_interactive(
-            f"%load_ext roost\nx = [1]\n%roost checkpoint {where}",
+            f"%load_ext roost\nx = [1]\n%roost save {where}",
             timeout=60,
             output_hook=lambda _: None,
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from roost.runtime.kernel import cells, process
-from roost.runtime.kernel.format import REBUILT, REFUSED, Entry, Group, Rebuild
+from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.kinds import Refusal, advice_for
 from roost.runtime.kernel.naming import Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
@@ -61,10 +61,10 @@ class Snapshot:
     log: list[bytes] = field(default_factory=list)
     execution_count: int = 1
 
-    def own_memory(self) -> bool:
-        """Copy buffers when they are small; whether no memory of the user is needed any more."""
+    def own_memory(self, limit: int = INLINE_BYTES) -> bool:
+        """Copy buffers up to ``limit`` bytes; whether no memory of the user is needed any more."""
         dumps = [one.dump for one in self.fresh]
-        if sum(view.nbytes for d in dumps for view in d.buffers) > INLINE_BYTES:
+        if sum(view.nbytes for d in dumps for view in d.buffers) > limit:
             return False
         for one in dumps:
             one.buffers = [
@@ -104,6 +104,8 @@ class Collector:
         self._walks: dict[str, float] = {}
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
+        self.loops: dict[int, Any] = {}
+        """Iterators of the loops the running cell stands in, by number."""
 
     def cost_s(self, touched: set[str] | None) -> float:
         """How long a look at these names (None: all) took last time, in seconds."""
@@ -185,6 +187,8 @@ class Collector:
         for name, value in shown.items():
             if type(value) is not str or value:
                 yield f"output {name}", value
+        for place, iterator in self.loops.items():
+            yield f"{LOOP}{place}", iterator
         figures = sys.modules.get("matplotlib._pylab_helpers")
         if figures is not None:
             for key, manager in list(figures.Gcf.figs.items()):

@@ -53,13 +53,15 @@ class Writer:
         self.directory = directory
         self.bytes_new = 0
         """Bytes written since the last ``begin``."""
-        self._unsynced: list[Path] = []
+        self._new: list[Path] = []
+        """Chunks of the capture under way."""
+        self._unsynced: set[Path] = set()
         (directory / "chunks").mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def begin(self) -> None:
         """A new capture starts."""
         self.bytes_new = 0
-        self._unsynced = []
+        self._new = []
 
     def put(self, data: bytes | bytearray | memoryview, digest: str = "") -> str:
         """Store one chunk unless it is there; returns its digest."""
@@ -71,7 +73,7 @@ class Writer:
             return digest
         self._write(path, data)
         self.bytes_new += size
-        self._unsynced.append(path)
+        self._new.append(path)
         return digest
 
     def put_all(self, data: bytes) -> tuple[Extent, ...]:
@@ -83,25 +85,34 @@ class Writer:
             if (part := view[start : start + CHUNK_BYTES])
         )
 
-    def commit(self, manifest: Manifest) -> Path:
-        """Make everything durable, the manifest last."""
-        for path in self._unsynced:
-            _sync(path)
-        _sync(self.directory / "chunks")
+    def commit(self, manifest: Manifest, *, sync: bool) -> Path:
+        """Give the capture its name; ``sync``: make it and all before it outlive the machine's power too.
+
+        A process that is killed loses nothing that was written: background captures need no sync.
+        """
         path = manifest_path(self.directory, manifest.number)
         content = dumps(manifest)
+        if sync:
+            for chunk in (*self._unsynced, *self._new):
+                if chunk.exists():
+                    _sync(chunk)
+            _sync(self.directory / "chunks")
         self._write(path, content)
         self.bytes_new += len(content)
-        _sync(path)
-        _sync(self.directory)
-        self._unsynced = []
+        if sync:
+            _sync(path)
+            _sync(self.directory)
+            self._unsynced.clear()
+        else:
+            self._unsynced.update(self._new)
+        self._new = []
         return path
 
     def discard(self) -> None:
         """Give back the space of a capture that failed."""
-        for path in self._unsynced:
+        for path in self._new:
             path.unlink(missing_ok=True)
-        self._unsynced = []
+        self._new = []
 
     def collect(self, held: frozenset[int]) -> None:
         """Delete what neither the newest manifests nor the held ones need."""

@@ -5,6 +5,7 @@ written on a thread of their own. Puts no name into the namespace and never inte
 """
 
 import asyncio
+import builtins
 import contextvars
 import os
 import queue
@@ -18,15 +19,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import process, rebuild
+from roost.runtime.kernel import asking, journal, process, rebuild
+from roost.runtime.kernel.again import Again, entries, listen
 from roost.runtime.kernel.capture import Collector, Snapshot
 from roost.runtime.kernel.cells import Cell, names_of
 from roost.runtime.kernel.format import (
     FINISHED_LIMIT,
-    REFUSED,
     Entry,
+    manifest_numbers,
     manifest_path,
 )
+from roost.runtime.kernel.jobs import Fields, Job, answer, drain, write
+from roost.runtime.kernel.loops import Running
+from roost.runtime.kernel.notice import Mover, Transformer, check
 from roost.runtime.kernel.recorder import Facts, Overtaken, Recorder, Seal, Written
 from roost.runtime.kernel.restore import CannotRestore, Restored, restore
 
@@ -46,22 +51,16 @@ OVERTAKEN_LIMIT = 3
 """After so many captures void because cells came, the next cell waits for the capture's bytes."""
 SEAL_WAIT_S = 5.0
 """How long a cell waits at most for an explicit capture to have read the user's memory."""
+BEFORE_S = 0.3
+"""What takes longer to pickle is not captured on the way into the next cell."""
+BEFORE_BYTES = 64 << 20
+"""Memory copied on the way into the next cell, at most."""
+SETTLE_S = 0.25
+"""How long a cell waits at most for the capture before it to be written."""
 RETRY_S = 5.0
 """Pause before a failed capture is tried again without a new cell."""
 
-Fields = dict[str, Any]
 Listener = Callable[[Fields], None]
-
-
-class _Job:
-    """One capture on its way."""
-
-    def __init__(self, touched: set[str] | None, *, explicit: bool) -> None:
-        self.touched = touched
-        self.explicit = explicit
-        self.seal = Seal()
-        self.begun = time.perf_counter()
-        self.done: Future[Fields] = Future()
 
 
 class Engine:
@@ -81,7 +80,7 @@ class Engine:
         """The last restore's report."""
         self._recorder: Recorder | None = None
         self._held: dict[int, int] = {}
-        self._log: list[Cell] = _former_cells(shell)
+        self._log: list[Cell] = asking.former_cells(shell)
         self._finished: deque[str] = deque(maxlen=FINISHED_LIMIT)
         self._depth = 0
         self._current = ("", False)
@@ -90,12 +89,23 @@ class Engine:
         """A cell has run since everything was looked at."""
         self._first: float | None = None
         self._timers: list[asyncio.TimerHandle] = []
-        self._collecting: tuple[Generator[None, None, Snapshot], _Job] | None = None
-        self._job: _Job | None = None
-        self._waiting: deque[_Job] = deque()
+        self._collecting: tuple[Generator[None, None, Snapshot], Job] | None = None
+        self._job: Job | None = None
+        self._waiting: deque[Job] = deque()
         self._overtaken = 0
         self._captured = 0.0
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.running = Running()
+        self.mover: Mover | None = None
+        """Journals requests and answers notices, while tracking on its own."""
+        self._transformer = Transformer(
+            self.running, lambda: self.mover is not None and self._depth == 1
+        )
+        shell.ast_transformers.append(self._transformer)
+        self.again = Again(self.kernel, self.running, self._transformer, self._last_ok)
+        self._listens = False
+        self._former: dict[Path, tuple[journal.Facts, int]] = {}
+        """Journal and newest capture of a directory as they were before this kernel tracked into it."""
         self._threads: set[int] | None = None
         """Threads of the kernel itself, noted before the first cell."""
         self._context = contextvars.copy_context()
@@ -149,23 +159,60 @@ class Engine:
             self.track(Path(request["captures"]))
         return {}
 
-    def track(self, directory: Path | None) -> None:
-        """Capture into this directory after each cell; None ends that."""
+    def track(self, directory: Path | None, *, alone: bool = False) -> None:
+        """Capture into this directory after each cell; None ends that.
+
+        ``alone``: nobody else knows the requests, so they are journalled here and notices are answered here.
+        """
+        if self.mover is not None:
+            self.mover.close()
+            self.mover = None
         if directory is None:
             self._recorder = None
             return
-        self._recorder = Recorder(directory.absolute(), None)
+        directory = directory.absolute()
+        if alone:
+            numbers = manifest_numbers(directory)
+            self._former.setdefault(directory, (journal.read(directory), max(numbers, default=0)))
+            self.mover = Mover(
+                directory, self.shell.user_ns, self.running, self._capture_now, self._last_answer
+            )
+            self.running.install(builtins.__dict__)
+            self._listen()
+        self._recorder = Recorder(directory, None)
         self.collector.records = {}
         self._touched = None
+        self._fresh = True
         self._arm()
 
+    def _listen(self) -> None:
+        def arrived(message: journal.Message) -> None:
+            if self.mover is not None:
+                self.mover.journal.arrived(message)
+
+        if not self._listens:
+            self._listens = listen(self.kernel, arrived)
+
+    def newest(self, directory: Path) -> int:
+        """Number of the capture to restore from a directory: none of this kernel's own; 0: none."""
+        former = self._former.get(directory.absolute())
+        return former[1] if former else max(manifest_numbers(directory), default=0)
+
     def restore(self, directory: Path, manifest: Path, *, in_cell: bool = False) -> Restored:
-        """Restore into this kernel. Raises ``CannotRestore``."""
+        """Restore into this kernel. ``in_cell``: from inside a cell; what ran and waited there is run
+        afterwards. Raises ``CannotRestore``."""
         done = restore(directory, manifest, self.shell, self.base, in_cell=in_cell)
         self.report = done.report
         self._unset = dict(done.in_context)
         self._log = list(done.cells)
         self._finished = deque(done.manifest.finished, maxlen=FINISHED_LIMIT)
+        if in_cell:
+            former = self._former.pop(directory.absolute(), None)
+            facts = former[0] if former else journal.read(directory)
+            done.report += entries(facts, done.manifest)
+            self.running.install(builtins.__dict__)
+            self.again.load(facts, done.manifest, done.loops)
+            self.again.schedule(self.loop)
         if self._recorder is not None and self._recorder.directory == directory.absolute():
             # What is stored here already need not be written again.
             self._recorder = Recorder(directory.absolute(), done.manifest)
@@ -204,7 +251,7 @@ class Engine:
 
     def capture(self) -> "Future[Fields]":
         """Capture all that has changed as soon as no cell runs."""
-        job = _Job(None, explicit=True)
+        job = Job(None, explicit=True)
         if self._recorder is None:
             job.done.set_exception(CannotRestore("no_directory", "adopt with a captures directory"))
         else:
@@ -219,9 +266,9 @@ class Engine:
     def capture_here(self, directory: Path) -> Fields:
         """Capture at once, from inside a cell, into any directory; returns when it is durable."""
         collector = Collector(self.shell, self.kernel, self.base)
-        snapshot = _drain(collector.collect(None, list(self._log)))
+        snapshot = drain(collector.collect(None, list(self._log)))
         recorder = Recorder(directory.absolute(), None)
-        return self._answer(recorder.write(snapshot, self._facts(), Seal()), 0.0)
+        return answer(recorder.write(snapshot, self._facts(), Seal()), 0.0)
 
     def on_main(self, work: Callable[[], Any]) -> "Future[Any]":
         """Run something on the main thread between cells. From any thread."""
@@ -258,12 +305,16 @@ class Engine:
         if self._depth > 1:
             return
         if self._threads is None:
-            self._threads = _other_threads()
+            self._threads = asking.other_threads()
         while self._unset:
             name, value = self._unset.popitem()
             process.IN_CONTEXT[name](value, self.base, self.shell)
-        self._current = (_message_id(self.kernel), True)
+        self._current = (asking.message_id(self.kernel), True)
         self._let_cell_begin()
+        if self.mover is not None:
+            self.collector.loops = dict(self.running.saved)
+            self._capture_before()
+            self.mover.begins(asking.message(self.kernel), self.again.rest)
 
     def _pre_run_cell(self, _info: Any) -> None:
         if self._depth == 1:
@@ -279,6 +330,8 @@ class Engine:
         if silent:
             self._touched = None
         self._fresh = True
+        self.running.clear()
+        self.collector.loops = {}
         self._context = contextvars.copy_context()
         self._arm()
 
@@ -289,7 +342,11 @@ class Engine:
         code = info.raw_cell
         parsed = info.transformed_cell or self.shell.transform_cell(code)
         names = names_of(parsed)
-        if names is None or self._touched is None or _other_threads() - (self._threads or set()):
+        if (
+            names is None
+            or self._touched is None
+            or asking.other_threads() - (self._threads or set())
+        ):
             self._touched = None
         else:
             self._touched |= names
@@ -300,9 +357,11 @@ class Engine:
                 msg_id=self._current[0],
                 ok=bool(result.success),
                 parsed=parsed if parsed.rstrip("\n") != code.rstrip("\n") else "",
-                file=_file_name(self.shell, code, parsed),
+                file=asking.file_name(self.shell, code, parsed),
             )
         )
+        if self.mover is not None:
+            self.mover.ends()
 
     def _let_cell_begin(self) -> None:
         """A cell begins: a capture that still reads the user's memory is void, or is waited for."""
@@ -319,7 +378,62 @@ class Engine:
                 self._job.seal.done.wait(SEAL_WAIT_S)
             self._job.seal.overtake()
 
-    def _put_back(self, job: _Job) -> None:
+    def _capture_before(self) -> None:
+        """What the last cells did is stored before the next one begins, where that is quick: a cell that
+        is given up can then be run again from the state before it."""
+        recorder, job = self._recorder, self._job
+        if recorder is None:
+            return
+        if job is not None and job.ended.wait(SETTLE_S):
+            self._settle(job)
+        if self._job is not None or not (self._fresh or self._touched is None or self._touched):
+            return
+        if self.collector.cost_s(self._touched) > BEFORE_S:
+            return
+        job = Job(self._touched, explicit=False)
+        self._touched, self._first = set(), None
+        snapshot = drain(self.collector.collect(job.touched, list(self._log)))
+        if not snapshot.own_memory(BEFORE_BYTES):
+            self._put_back(job)
+            return
+        self._hand_over(snapshot, job)
+
+    def _capture_now(self, iterators: dict[int, Any]) -> Fields:
+        """Capture at once on the main thread, also inside a cell; durable when it returns.
+
+        Raises ``CannotPause`` and ``OSError``; nothing is stored then.
+        """
+        recorder = self._recorder
+        if recorder is None:
+            raise CannotRestore("no_directory", "captures were switched off")
+        if self._collecting is not None:
+            self._collecting[0].close()
+            self._collecting = None
+        former, self.collector.loops = self.collector.loops, iterators
+        job = Job(None, explicit=True)
+        try:
+            snapshot = drain(self.collector.collect(None, list(self._log)))
+            check([asdict(entry) for entry in snapshot.refused])
+        finally:
+            self.collector.loops = former
+        facts = self._facts()
+        self._work.put(lambda: write(recorder, snapshot, facts, job, sync=True))
+        job.ended.wait()
+        if self._job is not None:  # it was written before this one
+            self._job = None
+        self._touched = None
+        if isinstance(job.outcome, Written):
+            self._noted(job.outcome)
+            return answer(job.outcome, time.perf_counter() - job.begun)
+        raise job.outcome or CannotRestore("failed", "the capture was not written")
+
+    def _last_answer(self) -> Fields:
+        return answer(self.last, 0.0) if self.last is not None else {"number": 0}
+
+    def _last_ok(self) -> bool:
+        return not self._log or self._log[-1].ok
+
+    def _put_back(self, job: Job) -> None:
         if job.explicit:
             self._waiting.appendleft(job)
         self._touched = (
@@ -360,7 +474,7 @@ class Engine:
 
     def _begin(self, touched: set[str] | None) -> None:
         if self._recorder is not None and not self._waiting:
-            self._waiting.append(_Job(touched, explicit=False))
+            self._waiting.append(Job(touched, explicit=False))
         self._advance()
 
     def _advance(self) -> None:
@@ -400,7 +514,7 @@ class Engine:
 
     # --- bytes -----------------------------------------------------------------------------------
 
-    def _hand_over(self, snapshot: Snapshot, job: _Job) -> None:
+    def _hand_over(self, snapshot: Snapshot, job: Job) -> None:
         recorder = self._recorder
         if recorder is None:
             job.done.set_exception(CannotRestore("no_directory", "captures were switched off"))
@@ -411,13 +525,8 @@ class Engine:
         facts = self._facts()
 
         def work() -> None:
-            try:
-                written = recorder.write(snapshot, facts, job.seal)
-            except BaseException as error:  # told to whoever waits
-                fault = error
-                self._back(lambda: self._failed(job, fault))
-            else:
-                self._back(lambda: self._written(job, recorder, written))
+            write(recorder, snapshot, facts, job, sync=job.explicit)
+            self._back(lambda: self._settle(job))
 
         self._work.put(work)
 
@@ -437,26 +546,50 @@ class Engine:
             held=frozenset(self._held),
         )
 
-    def _written(self, job: _Job, recorder: Recorder, written: Written) -> None:
+    def _settle(self, job: Job) -> None:
+        """Take note of what the bytes thread made of a job. Once; from the main thread."""
+        if self._job is not job:
+            if not job.done.done():
+                self._conclude(job)
+            return
         self._job = None
+        self._conclude(job)
+
+    def _conclude(self, job: Job) -> None:
+        written = job.outcome
+        if not isinstance(written, Written):
+            self._failed(job, written or RuntimeError("nothing was written"))
+            return
         self._overtaken = 0
         self._captured = time.monotonic()
-        if recorder is self._recorder:
-            self.collector.records = {group.names: group for group in written.manifest.groups}
-            new = self.last is None or self.last.manifest.number != written.manifest.number
-            self.last = written
-            answer = self._answer(written, time.perf_counter() - job.begun)
+        if self._recorder is not None and written.path.parent == self._recorder.directory:
+            new = self._noted(written)
+            told = answer(written, time.perf_counter() - job.begun)
             if new:
-                short = {k: v for k, v in answer.items() if k != "report"}
+                short = {k: v for k, v in told.items() if k != "report"}
                 self.tell({"event": "captured", **short})
             if not job.done.done():
-                job.done.set_result(answer)
+                job.done.set_result(told)
         elif not job.done.done():
             job.done.set_exception(CannotRestore("moved", "captures go elsewhere now"))
         self._advance()
 
-    def _failed(self, job: _Job, error: BaseException) -> None:
-        self._job = None
+    def _noted(self, written: Written) -> bool:
+        """The newest capture is this one, unless a newer is known; whether it is new."""
+        last = self.last
+        if last is not None and last.path.parent == written.path.parent:
+            if last.manifest.number > written.manifest.number:
+                return False
+            new = last.manifest.number != written.manifest.number
+        else:
+            new = True
+        self.collector.records = {group.names: group for group in written.manifest.groups}
+        self.last = written
+        if self.mover is not None:
+            self.mover.journal.trim(written.manifest.finished)
+        return new
+
+    def _failed(self, job: Job, error: BaseException) -> None:
         if isinstance(error, Overtaken):
             self._overtaken += 1
             self._put_back(job)
@@ -464,67 +597,9 @@ class Engine:
             return
         self._touched = None
         self._fresh = True
-        reason = _words(error)
+        reason = asking.words(error)
         self.tell({"event": "capture_failed", "reason": reason, "refused": []})
         if not job.done.done():
             job.done.set_exception(error)
         if self.loop is not None:
             self.loop.call_later(RETRY_S, self._arm, context=self._context)
-
-    def _answer(self, written: Written, seconds: float) -> Fields:
-        manifest = written.manifest
-        report = [asdict(entry) for entry in manifest.report]
-        return {
-            "number": manifest.number,
-            "manifest": str(written.path),
-            "bytes_new": written.bytes_new,
-            "bytes_total": manifest.bytes_total,
-            "seconds": seconds,
-            "finished": list(manifest.finished),
-            "execution_count": manifest.execution_count,
-            "refused": [entry for entry in report if entry["outcome"] == REFUSED],
-            "report": report,
-        }
-
-
-def _drain(generator: Generator[None, None, Snapshot]) -> Snapshot:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as stop:
-            snapshot: Snapshot = stop.value
-            return snapshot
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        full = error.errno in (27, 28, 122)  # EFBIG, ENOSPC, EDQUOT
-        text = error.strerror or str(error)
-        return f"disk full: {text}; free some space, the next capture tries again" if full else text
-    return f"{type(error).__name__}: {error}"[:300]
-
-
-def _message_id(kernel: Any) -> str:
-    """The id of the request that runs now."""
-    try:
-        parent = kernel.get_parent("shell")
-        return str(parent["header"]["msg_id"])
-    except (AttributeError, KeyError, TypeError, LookupError):
-        return ""
-
-
-def _file_name(shell: Any, code: str, parsed: str) -> str:
-    try:
-        return str(shell.compile.get_code_name(code, parsed, 0))
-    except Exception:  # an older IPython names cells differently; only tracebacks suffer
-        return ""
-
-
-def _former_cells(shell: Any) -> list[Cell]:
-    """Cells that ran before the engine was loaded."""
-    raw = list(shell.history_manager.input_hist_raw)[1:]
-    return [Cell(code=str(code), count=number) for number, code in enumerate(raw, 1) if code]
-
-
-def _other_threads() -> set[int]:
-    return {ident for ident in sys._current_frames() if ident != threading.main_thread().ident}

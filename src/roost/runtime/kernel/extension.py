@@ -4,18 +4,30 @@ Nothing is captured until a line of ``%roost`` asks for it.
 """
 
 import asyncio
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from roost.runtime.kernel.engine import Engine
-from roost.runtime.kernel.format import KEPT, manifest_numbers, manifest_path
-from roost.runtime.kernel.restore import CannotRestore
+from roost.runtime.kernel.format import KEPT, manifest_path
+from roost.runtime.kernel.restore import CannotRestore, Restored
+from roost.runtime.kernel.server import Server
 
-USAGE = """%roost status            what the engine knows
-%roost track DIR         capture into DIR after each cell
-%roost checkpoint DIR    capture into DIR now
-%roost restore DIR       restore the newest capture in DIR
-%roost report            the report of the last restore"""
+USAGE = """%roost track DIR         capture into DIR after each cell, and answer `roost capture DIR`
+%roost save DIR          capture into DIR now
+%roost restore DIR       restore the newest capture in DIR, then go on with what ran and waited there
+%roost report            the report of the last restore
+%roost status            what the engine knows"""
+
+DOOR = "engine.json"
+"""In a tracked directory: where the kernel that tracks into it answers."""
+REPORT = "restore-report.json"
+LONGEST_SOCKET = 100
+"""Bytes of a unix socket's path; the system's limit is 107."""
 
 
 def load(shell: Any) -> Engine:
@@ -43,6 +55,7 @@ class Magic:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._server: Path | None = None
 
     def roost(self, line: str) -> None:
         """Move this session's state. Without an argument: the list of what it can do."""
@@ -52,10 +65,9 @@ class Magic:
             for name, value in self._engine.status().items():
                 print(f"{name}: {value}")
         elif verb == "track" and rest:
-            self._engine.track(where)
-            print(f"capturing into {where} after each cell")
-        elif verb == "checkpoint" and rest:
-            self._checkpoint(where)
+            self._track(where)
+        elif verb == "save" and rest:
+            self._save(where)
         elif verb == "restore" and rest:
             self._restore(where)
         elif verb == "report":
@@ -63,7 +75,26 @@ class Magic:
         else:
             print(USAGE)
 
-    def _checkpoint(self, where: Path) -> None:
+    def _track(self, where: Path) -> None:
+        where = where.absolute()
+        try:
+            where.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._engine.track(where, alone=True)
+            door = where / "engine.sock"
+            if len(os.fsencode(door)) > LONGEST_SOCKET:
+                door = Path(tempfile.mkdtemp(prefix="roost-")) / "engine.sock"
+            if self._server is None:
+                self._server = door
+                Server(self._engine, door).start()
+            content = {"pid": os.getpid(), "socket": str(self._server)}
+            (where / f"{DOOR}.part").write_text(json.dumps(content))
+            (where / f"{DOOR}.part").rename(where / DOOR)
+        except OSError as error:
+            print(f"not tracking into {where}: {error.strerror or error}")
+            return
+        print(f"capturing into {where} after each cell")
+
+    def _save(self, where: Path) -> None:
         try:
             done = self._engine.capture_here(where)
         except OSError as error:
@@ -75,16 +106,17 @@ class Magic:
             print(_told(entry["name"], entry["outcome"], entry["reason"], entry["advice"]))
 
     def _restore(self, where: Path) -> None:
-        numbers = manifest_numbers(where)
-        if not numbers:
-            print(f"nothing to restore in {where}: first run %roost checkpoint {where}")
+        number = self._engine.newest(where)
+        if not number:
+            print(f"nothing to restore in {where}: first run %roost save {where}")
             return
         try:
-            done = self._engine.restore(where, manifest_path(where, numbers[-1]), in_cell=True)
+            done = self._engine.restore(where, manifest_path(where, number), in_cell=True)
         except CannotRestore as error:
             print(f"not restored: {error}")
             return
-        print(f"restored number {numbers[-1]} in {done.seconds:.2f} s")
+        _keep_report(where, number, done)
+        print(f"restored number {number} in {done.seconds:.2f} s")
         self._report()
 
     def _report(self) -> None:
@@ -98,3 +130,14 @@ class Magic:
 
 def _told(name: str, outcome: str, reason: str, advice: str) -> str:
     return f"{name}: {outcome}: {reason}" + (f" ({advice})" if advice else "")
+
+
+def _keep_report(where: Path, number: int, done: Restored) -> None:
+    """The report beside the capture; a folder one may not write to costs only that."""
+    content = {
+        "number": number,
+        "seconds": round(done.seconds, 3),
+        "entries": [asdict(entry) for entry in done.report],
+    }
+    with contextlib.suppress(OSError):
+        (where / REPORT).write_text(json.dumps(content, indent=1))

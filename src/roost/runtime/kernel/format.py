@@ -18,6 +18,9 @@ CHUNK_BYTES = 4 << 20
 FINISHED_LIMIT = 1000
 """How many finished requests a manifest names, the newest last."""
 
+LOOP = "loop "
+"""Names of groups that hold the iterator of a loop in a running cell: ``loop 3``."""
+
 KEPT = "kept"
 REBUILT = "rebuilt"
 REFUSED = "refused"

@@ -110,8 +110,8 @@ class Recorder:
         """The newest manifest written here."""
         return self._last
 
-    def write(self, snapshot: Snapshot, facts: Facts, seal: Seal) -> Written:
-        """Make a snapshot durable. Raises ``OSError`` and ``Overtaken``; nothing changes then."""
+    def write(self, snapshot: Snapshot, facts: Facts, seal: Seal, *, sync: bool = True) -> Written:
+        """Store a snapshot (``sync``: durably). Raises ``OSError``, ``Overtaken``; nothing changes then."""
         self._writer.begin()
         self._new_prints = {}
         try:
@@ -119,7 +119,7 @@ class Recorder:
             last = self._last
             if last is not None and _same(last, manifest):
                 return Written(last, manifest_path(self._writer.directory, last.number), 0)
-            path = self._writer.commit(manifest)
+            path = self._writer.commit(manifest, sync=sync)
         except BaseException:
             self._writer.discard()
             raise

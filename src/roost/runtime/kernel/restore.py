@@ -20,6 +20,7 @@ from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
 from roost.runtime.kernel.format import (
     KEPT,
+    LOOP,
     REBUILT,
     REFUSED,
     Entry,
@@ -51,6 +52,8 @@ class Restored:
     seconds: float = 0.0
     in_context: dict[str, Any] = field(default_factory=dict)
     """Values of ``process.IN_CONTEXT``."""
+    loops: dict[int, Any] = field(default_factory=dict)
+    """Iterators of the loops that the running cell stood in, by number."""
 
 
 def restore(
@@ -74,7 +77,7 @@ def restore(
         raise CannotRestore("damaged", f"the cell log cannot be read: {error}") from error
     done = Restored(manifest, cells)
     rebuild.set_root(base.root)
-    job = _Restore(manifest, reader, shell, base, done.report)
+    job = _Restore(manifest, reader, shell, base, done)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -119,13 +122,14 @@ class _Restore:
         reader: Reader,
         shell: Any,
         base: process.Baseline,
-        report: list[Entry],
+        done: Restored,
     ) -> None:
         self._manifest = manifest
         self._reader = reader
         self._shell = shell
         self._base = base
-        self._report = report
+        self._report = done.report
+        self._loops = done.loops
 
     def run(self) -> None:
         """Everything up to the rebuilt variables."""
@@ -188,7 +192,9 @@ class _Restore:
         for name, value in zip(group.names, values, strict=True):
             self._set(name, value)
         noted = {note.name: note for note in group.notes}
-        self._report += [noted.get(name, Entry(name, KEPT)) for name in group.names]
+        self._report += [
+            noted.get(name, Entry(name, KEPT)) for name in group.names if not name.startswith(LOOP)
+        ]
         return ""
 
     def _set(self, name: str, value: Any) -> None:
@@ -203,6 +209,8 @@ class _Restore:
             short = name.removeprefix("output ")
             setattr(self._shell.displayhook, short, value)
             space[short] = value
+        elif name.startswith(LOOP):
+            self._loops[int(name.removeprefix(LOOP))] = value
         elif not name.startswith("figure "):
             space[name] = value
 

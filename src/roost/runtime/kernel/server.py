@@ -10,12 +10,14 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel.engine import Engine, Fields
+from roost.runtime.kernel.engine import Engine
+from roost.runtime.kernel.jobs import Fields
 from roost.runtime.kernel.restore import CannotRestore
 
 LINE_LIMIT = 64 << 20
@@ -46,6 +48,8 @@ class Server:
             "configure": self._configure,
             "hold": self._hold,
             "release": self._release,
+            "notice": self._notice,
+            "call_off": self._call_off,
         }
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -179,6 +183,30 @@ class Server:
             raise CannotRestore("busy", f"{why} after {budget_s:.1f} s") from error
         except OSError as error:
             raise CannotRestore("disk", error.strerror or str(error)) from error
+
+    async def _notice(self, request: Fields) -> Fields:
+        """Everything durable within ``within_s``: what runs is paused, finished, or given up."""
+        engine, mover = self._engine, self._engine.mover
+        if mover is None:
+            raise CannotRestore("no_directory", "this kernel tracks into no directory")
+        within_s = float(request.get("within_s", BUDGET_S))
+        done = mover.begin(within_s, busy=engine.busy)
+        engine.on_main(lambda: None if engine.busy else mover.idle(done))
+        waiting = asyncio.wrap_future(done)
+        left_s = mover.give_up_at - time.monotonic()
+        await asyncio.wait({waiting}, timeout=max(0.0, left_s))
+        if not waiting.done():
+            mover.late()
+        try:
+            found: Fields = await asyncio.wait_for(waiting, timeout=BUDGET_S)
+        except OSError as error:
+            raise CannotRestore("disk", error.strerror or str(error)) from error
+        return found
+
+    async def _call_off(self, _request: Fields) -> Fields:
+        if self._engine.mover is not None:
+            self._engine.mover.call_off()
+        return {}
 
     async def _configure(self, request: Fields) -> Fields:
         if "captures" in request:
