@@ -6,6 +6,9 @@ import random
 import socket
 import ssl
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,6 +227,53 @@ async def test_it_is_used_by_a_tls_listener(server: pebble.Pebble, tmp_path: Pat
         obtained = await gateway.next_change()
     tls = ServerTls("https", policy.Tls(acme=(NAME,)), Tickets(), obtained=obtained)
     assert [name for facts in tls.facts for name in facts.names] == [NAME]
+
+
+@needs_pebble
+def test_the_whole_gateway_gets_its_certificate_while_it_serves(
+    server: pebble.Pebble, tmp_path: Path
+) -> None:
+    """Two workers; the first handshakes meet a self-signed certificate, later ones the real one."""
+    (port,) = pebble.free_ports(1)
+    (tmp_path / "routes.toml").write_text(
+        f'''
+        workers = 2
+        acme = {{ directory = "{server.directory}", ca = "{server.ca}" }}
+        [[listeners]]
+        name = "http"
+        address = "127.0.0.1:{server.http_port}"
+        [[listeners]]
+        name = "https"
+        address = "127.0.0.1:{port}"
+        tls = {{ acme = ["{NAME}"] }}
+        [[routes]]
+        name = "all"
+        answer = {{ body = "hello" }}
+        '''
+    )
+    roost = Path(sys.executable).with_name("roost")
+    with (tmp_path / "log").open("wb") as log:
+        gateway = subprocess.Popen(
+            [roost, "gateway", "--config", tmp_path / "routes.toml"], stdout=log, stderr=log
+        )
+    try:
+        context = ssl.create_default_context(cadata=server.root().decode())
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", port), timeout=2) as sock,
+                    context.wrap_socket(sock, server_hostname=NAME) as secure,
+                ):
+                    assert secure.selected_alpn_protocol() == "h2"
+                    break
+            except OSError:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+    finally:
+        gateway.terminate()
+        gateway.wait(20)
 
 
 # --- a stub server -------------------------------------------------------------------------------
