@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -354,8 +355,7 @@ async def test_full_backends_make_requests_wait_in_order_and_the_line_is_bounded
         asks = []
         for number in range(4):
             asks.append(asyncio.create_task(made.ask(get(f"/{number}"))))
-            wanted = number
-            await made.until(lambda wanted=wanted: len(made.upstreams.line) == wanted or False)
+            await made.until(partial(lambda wanted: len(made.upstreams.line) == wanted, number))
             await made.until(lambda: len(order) == 1)
         status, head, _ = await made.ask(get("/late"))
         assert status == 503
