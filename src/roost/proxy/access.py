@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from time import gmtime, strftime
 
 import msgspec
@@ -52,8 +53,13 @@ class Line(msgspec.Struct, omit_defaults=True):
     refused: str = ""
 
 
+@lru_cache(maxsize=4)
+def _second(unix_s: int, pattern: str) -> str:
+    return strftime(pattern, gmtime(unix_s))
+
+
 def _stamp(unix_s: float) -> str:
-    return f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(unix_s))}.{int(unix_s % 1 * 1000):03d}Z"
+    return f"{_second(int(unix_s), '%Y-%m-%dT%H:%M:%S')}.{int(unix_s % 1 * 1000):03d}Z"
 
 
 def as_json(record: Finished, unix_s: float) -> bytes:
@@ -92,7 +98,7 @@ def _quoted(text: bytes) -> bytes:
 def as_combined(record: Finished, unix_s: float) -> bytes:
     """The format most tools read; referrer and user agent are not kept ("-")."""
     line = b"%b %b HTTP/1.1" % (_quoted(record.method), _quoted(record.target))
-    when = strftime("%d/%b/%Y:%H:%M:%S +0000", gmtime(unix_s))
+    when = _second(int(unix_s), "%d/%b/%Y:%H:%M:%S +0000")
     return b'%b - - [%b] "%b" %d %d "-" "-"' % (
         _quoted(record.client.encode()),
         when.encode(),
