@@ -174,7 +174,11 @@ def envoy_program() -> str | None:
 
 def envoy(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
     """``usual``: failing backends left out, never retried."""
-    outlier = "outlier_detection: {base_ejection_time: 1s, interval: 1s, max_ejection_percent: 50}," if usual else ""
+    outlier = (
+        "outlier_detection: {base_ejection_time: 1s, interval: 1s, max_ejection_percent: 50},"
+        if usual
+        else ""
+    )
     other = (
         "retry_host_predicate: [{name: p, typed_config: {'@type': type.googleapis.com/"
         "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}],"
