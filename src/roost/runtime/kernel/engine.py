@@ -8,9 +8,7 @@ import asyncio
 import builtins
 import contextvars
 import os
-import queue
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -29,22 +27,13 @@ from roost.runtime.kernel.format import (
     manifest_numbers,
     manifest_path,
 )
-from roost.runtime.kernel.jobs import Fields, Job, answer, drain, write
+from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, drain, write
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Mover, Transformer, check
+from roost.runtime.kernel.pace import RETRY_S, Pace
 from roost.runtime.kernel.recorder import Facts, Overtaken, Recorder, Seal, Written
 from roost.runtime.kernel.restore import CannotRestore, Restored, restore
 
-QUICK_S = 0.05
-"""Pause after a cell before its effects are captured: the reply is out by then."""
-LATEST_S = 1.0
-"""Cells that follow each other closely postpone a capture at most this long."""
-IDLE_S = 1.0
-"""After this long without a cell everything is looked at, not only what the last cells name."""
-DEAR_S = 2.0
-"""What takes longer to pickle waits for that pause, or for an explicit capture."""
-SHARE = 10
-"""While cells follow each other, captures take at most one part in so many of the time."""
 SLICE_S = 0.02
 """The main thread looks after other things at least this often during a capture in the background."""
 OVERTAKEN_LIMIT = 3
@@ -57,8 +46,6 @@ BEFORE_BYTES = 64 << 20
 """Memory copied on the way into the next cell, at most."""
 SETTLE_S = 0.25
 """How long a cell waits at most for the capture before it to be written."""
-RETRY_S = 5.0
-"""Pause before a failed capture is tried again without a new cell."""
 
 Listener = Callable[[Fields], None]
 
@@ -87,14 +74,12 @@ class Engine:
         self._touched: set[str] | None = set()
         self._fresh = False
         """A cell has run since everything was looked at."""
-        self._first: float | None = None
-        self._timers: list[asyncio.TimerHandle] = []
+        self._pace = Pace(self._quick, self._idle)
         self._collecting: tuple[Generator[None, None, Snapshot], Job] | None = None
         self._job: Job | None = None
         self._waiting: deque[Job] = deque()
         self._overtaken = 0
-        self._captured = 0.0
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._bytes = Bytes()
         self.running = Running()
         self.mover: Mover | None = None
         """Journals requests and answers notices, while tracking on its own."""
@@ -112,7 +97,6 @@ class Engine:
         """The context variables of cells: callbacks of the loop have others."""
         self._unset: dict[str, Any] = {}
         """Restored pieces that live in context variables, until a cell's context can take them."""
-        threading.Thread(target=self._run_bytes, name="roost-bytes", daemon=True).start()
         self._hooks = {
             "pre_execute": self._pre_execute,
             "post_execute": self._post_execute,
@@ -365,9 +349,7 @@ class Engine:
 
     def _let_cell_begin(self) -> None:
         """A cell begins: a capture that still reads the user's memory is void, or is waited for."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = []
+        self._pace.stop()
         if self._collecting is not None:
             generator, job = self._collecting
             self._collecting = None
@@ -391,7 +373,8 @@ class Engine:
         if self.collector.cost_s(self._touched) > BEFORE_S:
             return
         job = Job(self._touched, explicit=False)
-        self._touched, self._first = set(), None
+        self._touched = set()
+        self._pace.looked()
         snapshot = drain(self.collector.collect(job.touched, list(self._log)))
         if not snapshot.own_memory(BEFORE_BYTES):
             self._put_back(job)
@@ -417,7 +400,7 @@ class Engine:
         finally:
             self.collector.loops = former
         facts = self._facts()
-        self._work.put(lambda: write(recorder, snapshot, facts, job, sync=True))
+        self._bytes.put(lambda: write(recorder, snapshot, facts, job, sync=True))
         job.ended.wait()
         if self._job is not None:  # it was written before this one
             self._job = None
@@ -445,27 +428,11 @@ class Engine:
     def _arm(self) -> None:
         if self.loop is None or (self._recorder is None and not self._waiting):
             return
-        now = self.loop.time()
-        if self._first is None:
-            self._first = now
-        quick = max(now, min(now + QUICK_S, self._first + LATEST_S))
-        for timer in self._timers:
-            timer.cancel()
-        # Timers belong to the loop; without a running loop they wait for it.
-        self._timers = [
-            self.loop.call_at(quick, self._quick, context=self._context),
-            self.loop.call_at(now + IDLE_S, self._idle, context=self._context),
-        ]
+        self._pace.arm(self.loop, self._context)
 
     def _quick(self) -> None:
         cost = self.collector.cost_s(self._touched)
-        late = (
-            self._first is not None
-            and self.loop is not None
-            and (self.loop.time() - self._first > LATEST_S / 2)
-        )
-        in_a_row = late and time.monotonic() - self._captured < SHARE * cost
-        if (self._fresh and cost < DEAR_S and not in_a_row) or self._waiting:
+        if (self._fresh and self._pace.affordable(cost)) or self._waiting:
             self._begin(self._touched)
 
     def _idle(self) -> None:
@@ -485,7 +452,7 @@ class Engine:
         if job.touched is not None:
             job.touched = None if self._touched is None else job.touched | self._touched
         self._touched = set()
-        self._first = None
+        self._pace.looked()
         if job.touched is None:
             self._fresh = False
         generator = self.collector.collect(job.touched, list(self._log))
@@ -528,15 +495,11 @@ class Engine:
             write(recorder, snapshot, facts, job, sync=job.explicit)
             self._back(lambda: self._settle(job))
 
-        self._work.put(work)
+        self._bytes.put(work)
 
     def _back(self, work: Callable[[], None]) -> None:
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(work, context=self._context)
-
-    def _run_bytes(self) -> None:
-        while True:
-            self._work.get()()
 
     def _facts(self) -> Facts:
         return Facts(
@@ -561,7 +524,7 @@ class Engine:
             self._failed(job, written or RuntimeError("nothing was written"))
             return
         self._overtaken = 0
-        self._captured = time.monotonic()
+        self._pace.stored()
         if self._recorder is not None and written.path.parent == self._recorder.directory:
             new = self._noted(written)
             told = answer(written, time.perf_counter() - job.begun)

@@ -1,8 +1,9 @@
 """One capture on its way: from the main thread, which collects, to the bytes thread, which writes."""
 
+import queue
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +27,22 @@ class Job:
         self.ended = threading.Event()
         """The bytes thread has done with it."""
         self.outcome: Written | BaseException | None = None
+
+
+class Bytes:
+    """The thread that hashes and writes, one piece of work after the other."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="roost-bytes", daemon=True).start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Have this done. From any thread."""
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
 
 
 def write(recorder: Recorder, snapshot: Snapshot, facts: Facts, job: Job, *, sync: bool) -> None:
