@@ -242,6 +242,7 @@ class _Restore:
 def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> None:
     """``In``, the counter and the source lines of tracebacks."""
     manager = shell.history_manager
+    raised = int(shell.execution_count) >= len(manager.input_hist_raw)
     numbered = {cell.count: cell for cell in cells if cell.count}
     ordered = [numbered.get(n, Cell("")) for n in range(1, count)]
     manager.input_hist_raw[:] = ["", *(cell.code for cell in ordered)]
@@ -255,8 +256,8 @@ def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> Non
         if cell.file:
             lines = cell.python.splitlines(keepends=True)
             linecache.cache[cell.file] = (len(cell.python), None, lines, cell.file)
-    # The cell that asked for this raises the counter once more when it ends.
-    shell.execution_count = count - 1 if in_cell else count
+    # Until IPython 9.8 the cell that asked for this raises the counter once more when it ends.
+    shell.execution_count = count - 1 if in_cell and not raised else count
 
 
 def _reason(error: BaseException) -> str:
