@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from roost.runtime.kernel.format import KEPT, REBUILT, REFUSED, Entry, Manifest
-from roost.runtime.kernel.journal import Facts, Message, Request
+from roost.runtime.kernel.journal import Facts, Message, Request, own
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Transformer, tree_of
 
@@ -23,6 +24,10 @@ def entries(facts: Facts, manifest: Manifest) -> list[Entry]:
         name = f"cell {manifest.execution_count + place}"
         if request.tail and request.number == manifest.number:
             found.append(Entry(name, KEPT, "goes on in its loop where it was"))
+        elif request.rest and not request.at_s:
+            found.append(Entry(name, KEPT, "goes on in its loop where it was taken over"))
+        elif request.rest:
+            found.append(Entry(name, REBUILT, "run again from where it was taken over"))
         elif request.ended:
             found.append(Entry(name, REBUILT, "run again: it ended after the last capture"))
         elif request.begun:
@@ -60,6 +65,28 @@ class Again:
             goes_on = request.tail and request.number == manifest.number
             self._todo.append((request, request.tail if goes_on else request.rest))
 
+    @property
+    def loops(self) -> dict[int, Any]:
+        """Iterators of the cell that will go on next: captures must hold them until it does."""
+        return dict(self._saved) if self._todo and self._todo[0][1] else {}
+
+    def waiting(self) -> list[Request]:
+        """What is still to be run, as another journal may note it."""
+        return [
+            replace(
+                request,
+                begun=bool(rest),
+                ended=False,
+                files=-1,
+                at_s=0.0,
+                number=-1,
+                tail="",
+                rest=rest,
+                went_on_s=0.0,
+            )
+            for request, rest in self._todo
+        ]
+
     def schedule(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Run them as soon as the present request is answered."""
         if self._todo and loop is not None and self._handler is not None:
@@ -72,7 +99,7 @@ class Again:
 
     async def _execute(self, stream: Any, ident: Any, parent: Message) -> None:
         """A new request comes: those before it go first."""
-        if self._todo and not self._running and not _restores(parent):
+        if self._todo and not self._running and not own(parent):
             await self._run()
             self._kernel.set_parent(ident, parent, channel="shell")
         await self._handler(stream, ident, parent)  # type: ignore[misc]
@@ -120,11 +147,6 @@ class Again:
             for place, _ in enumerate(self._todo, 1)
         ]
         self._todo.clear()
-
-
-def _restores(parent: Message) -> bool:
-    code = str(parent.get("content", {}).get("code", ""))
-    return code.lstrip().startswith(("%roost restore", "%load_ext roost"))
 
 
 def listen(kernel: Any, arrived: Callable[[Message], None]) -> bool:

@@ -55,5 +55,8 @@ def former_cells(shell: Any) -> list[Cell]:
 
 
 def other_threads() -> set[int]:
-    """Threads besides the main one."""
-    return {ident for ident in sys._current_frames() if ident != threading.main_thread().ident}
+    """Threads besides the main one and the engine's own."""
+    ours = {t.ident for t in threading.enumerate() if t.name.startswith("roost-")}
+    return {ident for ident in sys._current_frames() if ident not in ours} - {
+        threading.main_thread().ident or 0
+    }

@@ -156,11 +156,14 @@ class Engine:
             return
         directory = directory.absolute()
         if alone:
-            numbers = manifest_numbers(directory)
-            self._former.setdefault(directory, (journal.read(directory), max(numbers, default=0)))
+            number = max(manifest_numbers(directory), default=0)
+            if directory not in self._former:
+                self._former[directory] = (journal.read(directory), number)
+                self.hold(number)
             self.mover = Mover(
-                directory, self.shell.user_ns, self.running, self._capture_now, self._last_answer
-            )
+                directory, self.shell.user_ns, self.running, self._capture_now, self._last_answer,
+                self.base.root, self.again.waiting(),
+            )  # fmt: skip
             self.running.install(builtins.__dict__)
             self._listen()
         self._recorder = Recorder(directory, None)
@@ -182,6 +185,11 @@ class Engine:
         former = self._former.get(directory.absolute())
         return former[1] if former else max(manifest_numbers(directory), default=0)
 
+    def facts(self, directory: Path) -> journal.Facts:
+        """The journal that belongs to ``newest``."""
+        former = self._former.get(directory.absolute())
+        return former[0] if former else journal.read(directory)
+
     def restore(self, directory: Path, manifest: Path, *, in_cell: bool = False) -> Restored:
         """Restore into this kernel. ``in_cell``: from inside a cell; what ran and waited there is run
         afterwards. Raises ``CannotRestore``."""
@@ -191,11 +199,15 @@ class Engine:
         self._log = list(done.cells)
         self._finished = deque(done.manifest.finished, maxlen=FINISHED_LIMIT)
         if in_cell:
+            facts = self.facts(directory)
             former = self._former.pop(directory.absolute(), None)
-            facts = former[0] if former else journal.read(directory)
+            if former is not None:
+                self.release(former[1])
             done.report += entries(facts, done.manifest)
             self.running.install(builtins.__dict__)
             self.again.load(facts, done.manifest, done.loops)
+            if self.mover is not None:
+                self.mover.journal.carry(self.again.waiting())
             self.again.schedule(self.loop)
         if self._recorder is not None and self._recorder.directory == directory.absolute():
             # What is stored here already need not be written again.
@@ -296,7 +308,7 @@ class Engine:
         self._current = (asking.message_id(self.kernel), True)
         self._let_cell_begin()
         if self.mover is not None:
-            self.collector.loops = dict(self.running.saved)
+            self.collector.loops = dict(self.running.saved) or self.again.loops
             self._capture_before()
             self.mover.begins(asking.message(self.kernel), self.again.rest)
 
@@ -315,7 +327,7 @@ class Engine:
             self._touched = None
         self._fresh = True
         self.running.clear()
-        self.collector.loops = {}
+        self.collector.loops = self.again.loops
         self._context = contextvars.copy_context()
         self._arm()
 
@@ -370,7 +382,7 @@ class Engine:
             self._settle(job)
         if self._job is not None or not (self._fresh or self._touched is None or self._touched):
             return
-        if self.collector.cost_s(self._touched) > BEFORE_S:
+        if self.collector.cost_s(self._touched) > BEFORE_S and not self.running.saved:
             return
         job = Job(self._touched, explicit=False)
         self._touched = set()

@@ -14,8 +14,9 @@ from typing import Any
 
 from roost.runtime.kernel.engine import Engine
 from roost.runtime.kernel.format import KEPT, manifest_path
-from roost.runtime.kernel.restore import CannotRestore, Restored
+from roost.runtime.kernel.restore import CannotRestore, Restored, checked
 from roost.runtime.kernel.server import Server
+from roost.runtime.kernel.workfiles import Return
 
 USAGE = """%roost track DIR         capture into DIR after each cell, and answer `roost capture DIR`
 %roost save DIR          capture into DIR now
@@ -110,11 +111,20 @@ class Magic:
         if not number:
             print(f"nothing to restore in {where}: first run %roost save {where}")
             return
+        path = manifest_path(where, number)
         try:
-            done = self._engine.restore(where, manifest_path(where, number), in_cell=True)
+            manifest = checked(path)
+            # Before the variables: files that were open are opened again.
+            files = Return(where.absolute(), Path(self._engine.base.root))
+            before = self._engine.facts(where).files_before(manifest.finished, number)
+            if before is not None:
+                files.before(*before)
+            files.missing()
+            done = self._engine.restore(where, path, in_cell=True)
         except CannotRestore as error:
             print(f"not restored: {error}")
             return
+        done.report += files.report
         _keep_report(where, number, done)
         print(f"restored number {number} in {done.seconds:.2f} s")
         self._report()

@@ -6,7 +6,9 @@ One JSON line a fact, appended and never synced: a killed process loses nothing 
 import contextlib
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 NAME = "journal.jsonl"
 LIMIT_BYTES = 1 << 20
 """Past this size the journal is written anew without what captures contain."""
+
+_OWN = re.compile(r"\s*(%roost\b|%(re)?load_ext\s+roost\b|#)")
 
 Message = dict[str, Any]
 """Header, metadata, content and identity of an execute request."""
@@ -28,12 +32,20 @@ class Request:
     message: Message
     begun: bool = False
     ended: bool = False
+    files: int = -1
+    """Index of the working directory's files as they stood before it; -1: not known."""
+    at_s: float = 0.0
+    """Unix time of its beginning; 0: this kernel has taken it over and not begun."""
     number: int = -1
     """The capture inside this cell that it can be continued from; -1: there is none."""
     rest: str = ""
     """Pickled syntax tree (base64) of what it ran: a cell continued from another kernel."""
     tail: str = ""
     """Pickled syntax tree (base64) of what was left to run at ``number``."""
+    paused_files: int = -1
+    """Index of the files as they stood at ``number``."""
+    went_on_s: float = 0.0
+    """Unix time when it went on after that capture, as the machine had stayed; 0: it never did."""
 
 
 @dataclass(slots=True)
@@ -52,41 +64,68 @@ class Facts:
                 request.number = -1
         return found
 
+    def files_before(self, finished: Iterable[str], number: int) -> tuple[int, float] | None:
+        """Index of the files to put back before anything is run again, and since when they changed;
+        None when nothing has changed them."""
+        for request in self.open_after(finished, number):
+            if request.tail and request.number == number:
+                return (request.paused_files, request.went_on_s) if request.went_on_s else None
+            if request.begun and request.at_s:
+                return request.files, request.at_s
+        return None
+
 
 class Journal:
     """Appends to one directory's journal. From any thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, carried: Iterable[Request] = ()) -> None:
+        """``carried``: requests that are still to be run here, from another kernel's journal."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = directory / NAME
         self._lock = threading.Lock()
         self._known: set[str] = set()
-        self._file = self._open("wb")
+        self._file = self._open(self._path)
+        self.carry(carried)
+
+    def carry(self, requests: Iterable[Request]) -> None:
+        """Requests of another kernel that are still to be run in this one."""
+        with self._lock:
+            for request in requests:
+                self._again(request)
 
     def arrived(self, message: Message) -> None:
         """A request waits for its turn."""
+        if own(message):
+            return
         with self._lock:
             self._known.add(message["header"]["msg_id"])
             self._add({"arrived": message})
 
-    def begun(self, message: Message, rest: str = "") -> None:
-        """A cell begins; ``rest`` where it continues another kernel's."""
+    def begun(self, message: Message, rest: str = "", files: int = -1) -> None:
+        """A cell begins; ``rest`` where it continues another kernel's, ``files`` before it."""
+        if own(message):
+            return
         message_id = message["header"]["msg_id"]
         with self._lock:
             if message_id not in self._known:
                 self._known.add(message_id)
                 self._add({"arrived": message})
-            self._add({"begun": message_id, **({"rest": rest} if rest else {})})
+            self._add(_begun(message_id, rest, files, time.time()))
 
     def ended(self, message_id: str) -> None:
         """A cell has ended."""
         with self._lock:
             self._add({"ended": message_id})
 
-    def paused(self, message_id: str, number: int, tail: str) -> None:
-        """Capture ``number`` was made inside this cell; ``tail`` is what is left of it. -1: it went on."""
+    def paused(self, message_id: str, number: int, tail: str, files: int) -> None:
+        """Capture ``number`` was made inside this cell; ``tail`` is what is left of it."""
         with self._lock:
-            self._add({"paused": message_id, "number": number, "tail": tail})
+            self._add({"paused": message_id, "number": number, "tail": tail, "files": files})
+
+    def went_on(self, message_id: str) -> None:
+        """The machine stayed: the paused cell goes on in this kernel."""
+        with self._lock:
+            self._add({"went_on": message_id, "at_s": time.time()})
 
     def trim(self, finished: Iterable[str]) -> None:
         """Drop what a capture contains, when the journal has grown."""
@@ -96,16 +135,11 @@ class Journal:
             facts = read(self._path.parent)
             done = set(finished)
             part = self._path.with_suffix(".part")
-            former, self._file = self._file, part.open("wb", buffering=0)
+            former, self._file = self._file, self._open(part)
             former.close()
             for request in facts.requests.values():
-                if request.message_id in done:
-                    continue
-                self._add({"arrived": request.message})
-                if request.begun:
-                    self._add({"begun": request.message_id, "rest": request.rest})
-                if request.ended:
-                    self._add({"ended": request.message_id})
+                if request.message_id not in done:
+                    self._again(request)
             part.rename(self._path)
 
     def sync(self) -> None:
@@ -118,14 +152,40 @@ class Journal:
         with self._lock:
             self._file.close()
 
-    def _open(self, mode: str) -> Any:
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        return os.fdopen(handle, mode, buffering=0)
+    def _open(self, path: Path) -> Any:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        return os.fdopen(handle, "wb", buffering=0)
+
+    def _again(self, request: Request) -> None:
+        """All facts of a request that is known from elsewhere."""
+        message_id = request.message_id
+        self._known.add(message_id)
+        self._add({"arrived": request.message})
+        if request.begun:
+            self._add(_begun(message_id, request.rest, request.files, request.at_s))
+        if request.tail:
+            fact = {"paused": message_id, "number": request.number, "tail": request.tail}
+            self._add({**fact, "files": request.paused_files})
+        if request.went_on_s:
+            self._add({"went_on": message_id, "at_s": request.went_on_s})
+        if request.ended:
+            self._add({"ended": message_id})
 
     def _add(self, fact: dict[str, Any]) -> None:
         # A full disk costs the journal, never the cell.
         with contextlib.suppress(OSError, ValueError):
             self._file.write(json.dumps(fact, default=str, separators=(",", ":")).encode() + b"\n")
+
+
+def own(message: Message) -> bool:
+    """A cell of ``%roost`` lines and nothing else: never run again in another kernel."""
+    lines = [line for line in str(message["content"].get("code", "")).splitlines() if line.strip()]
+    return bool(lines) and all(_OWN.match(line) for line in lines)
+
+
+def _begun(message_id: str, rest: str, files: int, at_s: float) -> dict[str, Any]:
+    fact = {"begun": message_id, "files": files, "at_s": at_s}
+    return {**fact, "rest": rest} if rest else fact
 
 
 def read(directory: Path) -> Facts:
@@ -151,8 +211,12 @@ def _learn(facts: Facts, fact: dict[str, Any]) -> None:
     elif "begun" in fact:
         request = facts.requests[fact["begun"]]
         request.begun, request.rest = True, str(fact.get("rest", ""))
+        request.files, request.at_s = int(fact.get("files", -1)), float(fact.get("at_s", 0.0))
     elif "ended" in fact:
         facts.requests[fact["ended"]].ended = True
     elif "paused" in fact:
         request = facts.requests[fact["paused"]]
         request.number, request.tail = int(fact["number"]), str(fact["tail"])
+        request.paused_files, request.went_on_s = int(fact.get("files", -1)), 0.0
+    elif "went_on" in fact:
+        facts.requests[fact["went_on"]].went_on_s = float(fact["at_s"])

@@ -10,15 +10,16 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from roost.runtime.kernel.format import REFUSED
-from roost.runtime.kernel.journal import Journal, Message
+from roost.runtime.kernel.journal import Journal, Message, Request
 from roost.runtime.kernel.loops import Loop, Pause, Running, resumed, wrap
+from roost.runtime.kernel.workfiles import Workfiles
 
 SIGNAL = signal.SIGURG
 """Interrupts the main thread's system calls; ignored by default, so that nobody is harmed by it."""
@@ -36,10 +37,25 @@ class Notice:
     """One notice, until it is answered."""
 
     def __init__(self, within_s: float) -> None:
-        self.deadline = time.monotonic() + within_s
-        self.give_up = self.deadline - min(RESERVE_S, within_s * RESERVE_SHARE)
         self.done: Future[Fields] = Future()
         self.off = threading.Event()
+        self.deadline = self.give_up = 0.0
+        self.again(within_s)
+
+    def again(self, within_s: float) -> None:
+        """The deadline is another one now."""
+        self.deadline = time.monotonic() + within_s
+        self.give_up = self.deadline - min(RESERVE_S, within_s * RESERVE_SHARE)
+
+    @property
+    def over(self) -> bool:
+        """The machine is still there, long after the deadline, or stays: the move is off."""
+        return self.off.is_set() or time.monotonic() > self.deadline + AFTER_S
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the cell would have to be given up."""
+        return max(0.0, self.give_up - time.monotonic())
 
     def answer(self, fields: Fields) -> None:
         """Once; later answers do not count."""
@@ -47,9 +63,16 @@ class Notice:
             self.done.set_result(fields)
 
     def hold(self) -> None:
-        """Stay here until the machine is gone, or the move is off. A ``KeyboardInterrupt`` ends it."""
-        while time.monotonic() < self.deadline + AFTER_S and not self.off.is_set():
-            time.sleep(TICK_S)
+        """Stay here until the machine is gone, or the move is off; an interrupt reaches the cell only then:
+        what the cell did in answer to it would be lost."""
+        interrupted = False
+        while not self.over:
+            try:
+                time.sleep(TICK_S)
+            except KeyboardInterrupt:
+                interrupted = True
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 class Mover:
@@ -62,8 +85,11 @@ class Mover:
         running: Running,
         capture: Callable[[dict[int, Any]], Fields],
         last: Callable[[], Fields],
+        root: str,
+        carried: Iterable[Request] = (),
     ) -> None:
-        self.journal = Journal(directory)
+        self.journal = Journal(directory, carried)
+        self._files = Workfiles(directory, Path(root))
         self._space = space
         self._running = running
         self._capture = capture
@@ -71,12 +97,12 @@ class Mover:
         self._notice: Notice | None = None
         self._pause: Pause | None = None
         self._current: Message | None = None
-        self._rest = ""
         signal.signal(SIGNAL, self._interrupted)
 
     def close(self) -> None:
         """Track no more."""
         self.journal.close()
+        self._files.close()
         if self._notice is not None:
             self._notice.off.set()
 
@@ -84,27 +110,38 @@ class Mover:
 
     def begins(self, message: Message | None, rest: str) -> None:
         """A cell begins; ``rest`` where it continues another kernel's."""
-        self._current, self._rest = message, rest
+        notice = self._notice
+        if notice is not None and notice.done.done() and not notice.over:
+            notice.hold()  # it is the next kernel's to run: it waits in the journal
+        self._current = message
+        files = self._files.before()
         if message is not None:
-            self.journal.begun(message, rest)
+            self.journal.begun(message, rest, files)
 
     def ends(self) -> None:
         """The cell has ended: at a notice its effects are captured before anything else runs."""
         message, self._current = self._current, None
         if message is not None:
             self.journal.ended(message["header"]["msg_id"])
+        self._files.ended()
         notice = self._notice
         if self._pause is not None:
             self._pause.disarm()
             self._pause = None
-        if notice is not None and not notice.done.done():
+        if notice is None:
+            return
+        if not notice.done.done():
             self._finish(notice, "finished")
-            notice.hold()
+        notice.hold()  # also a cell that was given up and ended all the same: what waits is not run here
 
     # --- a notice ------------------------------------------------------------------------------------
 
     def begin(self, within_s: float, *, busy: bool) -> "Future[Fields]":
         """A notice has come while a cell runs (``busy``) or none. From any thread."""
+        notice = self._notice
+        if notice is not None and not notice.over:
+            notice.again(within_s)  # told twice: one answer
+            return notice.done
         notice = self._notice = Notice(within_s)
         if busy:
             signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
@@ -142,7 +179,9 @@ class Mover:
         except Exception as error:  # told to whoever waits
             if not notice.done.done():
                 notice.done.set_exception(error)
+            notice.off.set()
             return
+        self._files.at_pause(notice.left_s / 2)
         self.journal.sync()
         notice.answer({"mode": mode, **answer})
 
@@ -171,14 +210,18 @@ class Mover:
             return  # the cell may still finish in time
         except Exception as error:  # told to whoever waits
             notice.done.set_exception(error)
+            notice.off.set()
             return
         tail = base64.b85encode(pickle.dumps(resumed(plan, top, loop))).decode()
         message_id = message["header"]["msg_id"]
-        self.journal.paused(message_id, answer["number"], tail)
+        files = self._files.at_pause(notice.left_s / 2)
+        self.journal.paused(message_id, answer["number"], tail, files)
         self.journal.sync()
         notice.answer({"mode": "paused", **answer})
-        notice.hold()
-        self.journal.paused(message_id, -1, "")
+        try:
+            notice.hold()
+        finally:
+            self.journal.went_on(message_id)
 
 
 class CannotPause(Exception):

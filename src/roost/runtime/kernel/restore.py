@@ -69,7 +69,7 @@ def restore(
     Raises ``CannotRestore`` before anything is changed: unreadable, damaged, newer, another Python.
     """
     begun = time.perf_counter()
-    manifest = _manifest(manifest_file)
+    manifest = checked(manifest_file)
     reader = Reader(directory)
     try:
         cells = [c for extent in manifest.cells for c in from_block(reader.content((extent,)))]
@@ -97,7 +97,8 @@ def restore(
     return done
 
 
-def _manifest(path: Path) -> Manifest:
+def checked(path: Path) -> Manifest:
+    """The manifest, when this kernel can take it. Raises ``CannotRestore``."""
     try:
         manifest = read(path)
     except OSError as error:
