@@ -52,9 +52,6 @@ class Storing(Protocol):
 Handler = Callable[[Any, Any], Any]
 CELL_ADVICE = "create it again after a move, or keep it inside a function"
 ADVICE = {
-    "generator": "turn it into a list, or create it again after a move",
-    "coroutine": "await it before the move",
-    "async_generator": "create it again after a move",
     "Connection": "close it and connect again after a move",
     "Cursor": "fetch the rows and create the cursor again after a move",
     "socket": "connect again after a move",
@@ -276,9 +273,6 @@ EXACT: dict[type, Handler] = {
     weakref.ReferenceType: reduce_reference,
     weakref.WeakValueDictionary: reduce_weak_mapping,
     weakref.WeakKeyDictionary: reduce_weak_mapping,
-    types.GeneratorType: refuse("a generator", ADVICE["generator"]),
-    types.CoroutineType: refuse("a coroutine", ADVICE["coroutine"]),
-    types.AsyncGeneratorType: refuse("an async generator", ADVICE["async_generator"]),
     types.FrameType: refuse("a frame"),
     types.TracebackType: refuse("a traceback"),
     mmap.mmap: refuse("a memory-mapped file", "map it again after a move"),

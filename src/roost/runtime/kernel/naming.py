@@ -83,6 +83,17 @@ def importable_function(function: types.FunctionType) -> bool:
     return importable(function.__module__, function.__qualname__, function)
 
 
+def place_of(namespace: dict[str, Any], inside: dict[str, Any]) -> str | dict[str, Any] | None:
+    """Globals as reference: None is the namespace, a word a module, else a dictionary of its own."""
+    if inside is namespace:
+        return None
+    name = inside.get("__name__")
+    home = sys.modules.get(name) if type(name) is str else None
+    if home is not None and is_module(home) and globals_of(home) is inside and real_module(home):
+        return str(name)
+    return inside
+
+
 def is_module(value: object) -> bool:
     """Whether it is a module (lazy modules are subclasses)."""
     return any(base is types.ModuleType for base in mro_of(type(value)))

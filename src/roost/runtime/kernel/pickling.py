@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as cloud
 
-from roost.runtime.kernel import rebuild
+from roost.runtime.kernel import frames, rebuild
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
 from roost.runtime.kernel.naming import (
@@ -33,8 +33,8 @@ from roost.runtime.kernel.naming import (
     globals_of,
     importable_class,
     importable_function,
-    is_module,
     mro_of,
+    place_of,
     real_module,
 )
 
@@ -43,7 +43,7 @@ IN_BAND_BYTES = 64 << 10
 _RAW_KINDS = "biufcmMSUV?"
 """numpy dtype kinds whose memory holds no pointers."""
 # By id: a notebook's metaclass may define __hash__ and __eq__.
-_EXACT: dict[int, Handler] = {id(kind): handler for kind, handler in EXACT.items()}
+_EXACT: dict[int, Handler] = {id(kind): handler for kind, handler in {**EXACT, **frames.EXACT}.items()}
 
 
 @dataclass(slots=True)
@@ -105,6 +105,8 @@ class GroupPickler(cloudpickle.Pickler):
         self.alive: list[Any] = []
         self._memories: dict[tuple[int, int], _Memory] = {}
         self._kinds: dict[int, tuple[type, Handler | None]] = {}
+        self.promised: dict[int, Any] = {}
+        """Generators whose state is stored somewhere in this pickle, by id."""
         self._numpy: Any = sys.modules.get("numpy")
 
     def note(self, text: str) -> None:
@@ -173,7 +175,11 @@ def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
     try:
         with io.BytesIO() as file:
             pickler = GroupPickler(file, around, sys.maxsize if in_band else IN_BAND_BYTES)
-            pickler.dump(value)
+            try:
+                pickler.dump(value)
+            finally:  # the pickler is part of a cycle: what it holds of the user's would outlive it
+                pickler.clear_memo()
+                pickler.promised.clear()
             content = file.getvalue()
     finally:
         if collecting:
@@ -199,21 +205,10 @@ def reduce_function(pickler: GroupPickler, function: types.FunctionType) -> Any:
     }
     if sys.version_info >= (3, 12) and function.__type_params__:
         slots["__type_params__"] = function.__type_params__
-    where = _place_of(pickler, function.__globals__)
+    where = place_of(pickler.around.namespace, function.__globals__)
     arguments = (function.__code__, where, function.__name__, function.__closure__)
     state = (function.__dict__, slots)
     return rebuild.make_function, arguments, state, None, None, rebuild.set_function
-
-
-def _place_of(pickler: GroupPickler, inside: dict[str, Any]) -> str | dict[str, Any] | None:
-    """Globals as reference: None is the namespace, a word a module, else a dictionary of its own."""
-    if inside is pickler.around.namespace:
-        return None
-    name = inside.get("__name__")
-    home = sys.modules.get(name) if type(name) is str else None
-    if home is not None and is_module(home) and globals_of(home) is inside and real_module(home):
-        return str(name)
-    return inside
 
 
 def reduce_cell(_pickler: GroupPickler, cell: types.CellType) -> Any:

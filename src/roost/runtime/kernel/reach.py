@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from roost.runtime.kernel import frames
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
@@ -23,6 +24,7 @@ from roost.runtime.kernel.naming import (
     importable_function,
     is_module,
     mro_of,
+    place_of,
 )
 
 _ATOMS = frozenset(
@@ -36,8 +38,7 @@ _LEAVES = _ATOMS | frozenset(
     for kind in (
         types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType, types.FrameType,
         types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
-        types.ModuleType, types.TracebackType, types.GeneratorType, types.CoroutineType,
-        types.AsyncGeneratorType,
+        types.ModuleType, types.TracebackType,
     )
 )  # fmt: skip
 
@@ -105,6 +106,8 @@ class Walker:
         """References worth following; None when the value is known by name."""
         if kind is types.FunctionType:
             return self._function(value, found)
+        if id(kind) in frames.IDS:
+            return self._frame(value, found)
         flags = flags_of(kind)
         if flags & CLASS:
             return None if self._known(value) else gc.get_referents(value)
@@ -121,6 +124,14 @@ class Walker:
             below = [b for b in below if type(b) is not types.TracebackType]
         if flags & HEAP_TYPE and not self._known(kind):
             below.append(kind)
+        return below
+
+    def _frame(self, value: Any, found: Reach) -> list[Any]:
+        below, code, inside = frames.referents(value)
+        if inside is self._namespace:
+            found.names |= code_names(code)
+        elif inside is not None and isinstance(place_of(self._namespace, inside), dict):
+            below.append(inside)
         return below
 
     def _function(self, function: types.FunctionType, found: Reach) -> list[Any] | None:

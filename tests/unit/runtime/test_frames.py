@@ -1,0 +1,20 @@
+"""Generators, coroutines and async generators, and the iterators that hold them."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).parents[3] / "src"
+TRIALS = Path(__file__).parent / "frames_trials.py"
+
+
+def test_frames_go_on_where_they_stood(bench: Any) -> None:
+    done = subprocess.run(
+        [bench.python, "-X", "faulthandler", str(TRIALS)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
