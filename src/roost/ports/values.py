@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from roost.ports.jobs import JobReport
 from roost.ports.kernels import Checkpoint
 
 
@@ -107,15 +108,16 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One task (a kernel, a standby kernel) as its host sees it."""
+    """One task (a kernel, a standby kernel, a run of a job) as its host sees it."""
 
     task_id: str
     kind: str
-    """``kernel`` or ``standby``."""
+    """``kernel``, ``standby`` or ``job``."""
     session_id: str = ""
+    """Also the id of a job."""
     epoch: int = 0
     state: str = "starting"
-    """``starting``, ``ready``, ``busy``, ``fenced``, ``dead``."""
+    """``starting``, ``ready``, ``busy``, ``fenced``, ``dead``; of a job ``starting``, ``busy``, ``dead``."""
     cpu_percent: float = 0.0
     memory_mib: float = 0.0
     exit_code: int | None = None
@@ -123,6 +125,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """The last capture of this task that is durable off the host: truth that survives a lost event."""
     imports: tuple[str, ...] = ()
     """Modules a standby kernel has imported."""
+    job: JobReport | None = None
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):

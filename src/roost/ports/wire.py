@@ -21,6 +21,7 @@ import msgspec
 
 from roost.ports.errors import WireError
 from roost.ports.frames import CONTROL_LIMIT, STREAM_LIMIT, Frames
+from roost.ports.jobs import JobOrder
 from roost.ports.kernels import Checkpoint, KernelOrder, KernelUp, VariableReport
 from roost.ports.values import HostReport, Notice
 
@@ -123,11 +124,24 @@ class Warm(_Message, frozen=True, kw_only=True):
     imports: tuple[str, ...] = ()
 
 
+class StartJob(_Message, frozen=True, kw_only=True):
+    """Jobs.start."""
+
+    order: JobOrder
+
+
+class StopJob(_Message, frozen=True, kw_only=True):
+    """Jobs.stop."""
+
+    job_id: str
+    grace_s: float
+
+
 class Drain(_Message, frozen=True, kw_only=True):
     """Stop everything and leave: sent before a planned termination."""
 
 
-CommandBody = StartKernel | Fence | CaptureNow | StopKernel | Warm | Drain
+CommandBody = StartKernel | Fence | CaptureNow | StopKernel | Warm | StartJob | StopJob | Drain
 
 
 class Command(_Message, frozen=True, kw_only=True):

@@ -208,5 +208,5 @@ class Peers:
 
 
 def _gist(report: HostReport) -> tuple[object, ...]:
-    tasks = tuple((t.task_id, t.session_id, t.epoch, t.state) for t in report.tasks)
+    tasks = tuple((t.task_id, t.session_id, t.epoch, t.state, t.job) for t in report.tasks)
     return report.ready, report.detail, report.notice, tasks

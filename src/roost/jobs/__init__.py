@@ -1,0 +1,1 @@
+"""Jobs: work that ends, on hosts that may go away."""

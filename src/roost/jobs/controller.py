@@ -1,0 +1,225 @@
+"""The loop of jobs, one key per job: read, observe, plan, act. May be cancelled at any await.
+
+What a host has made durable is folded in before anything is decided on it, and every decision is
+durable before the next. Every call it makes may be made again.
+"""
+
+import msgspec
+
+from roost.fleet.model import Claim, ClaimState
+from roost.fleet.service import FleetService
+from roost.jobs import machine
+from roost.jobs import plan as planning
+from roost.jobs.model import Job, JobState
+from roost.jobs.service import JobService
+from roost.kit.ids import Ids
+from roost.ports.clock import Clock
+from roost.ports.errors import Never, Retry, RoostError
+from roost.ports.jobs import JobOrder, Jobs
+from roost.ports.store import Row, Store, Stored, StoryLine
+from roost.ports.values import Offer
+
+WATCH_S = 1.0
+URGENT_S = 0.2
+ASKED_S = 0.5
+"""A host that was told to run a job reports it with its next heartbeat."""
+HOPELESS_S = 5.0
+
+
+class JobController:
+    """Brings every job to its end."""
+
+    def __init__(
+        self,
+        service: JobService,
+        fleet: FleetService,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        jobs: Jobs,
+    ) -> None:
+        self._table = service.jobs
+        self._fleet = fleet
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._jobs = jobs
+        self._silent_since: dict[str, float] = {}
+
+    async def keys(self) -> list[str]:
+        """All jobs that still need looking after: those that run, and those that still hold hosts."""
+        found = [s.value for s in await self._table.find()]
+        return [job.id for job in found if not job.ended or job.claims]
+
+    async def handle(self, job_id: str) -> float | None:
+        """One round for a job; returns the seconds until the next look, None when it needs none."""
+        stored = await self._table.get(job_id)
+        if stored is None or (stored.value.ended and not stored.value.claims):
+            self._silent_since.pop(job_id, None)
+            return None
+        snapshot = await self._snapshot(stored.value)
+        if await self._observe(stored, snapshot):
+            return 0.0
+        instructions = planning.plan(snapshot)
+        waits = [await self._run(i, stored) for i in instructions]
+        delays = [w for w in waits if w is not None]
+        if delays:
+            return min(delays)
+        if instructions:
+            return 0.0
+        return WATCH_S if stored.value.state is JobState.RUNNING else URGENT_S
+
+    # --- observe -----------------------------------------------------------------------------------
+
+    async def _snapshot(self, job: Job) -> planning.Snapshot:
+        active = await self._fleet.view(job.claim_id) if job.claim_id else None
+        following = await self._fleet.view(job.next_claim_id) if job.next_claim_id else None
+        at_work = job.state in (JobState.RUNNING, JobState.LEAVING)
+        silent = at_work and active is not None and not active.connected
+        return planning.Snapshot(
+            job=job,
+            active=active,
+            next=following,
+            now_s=self._clock.now_s(),
+            silent_s=self._silent_s(job.id, silent),
+        )
+
+    def _silent_s(self, job_id: str, silent: bool) -> float:
+        if not silent:
+            self._silent_since.pop(job_id, None)
+            return 0.0
+        now_s = self._clock.monotonic_s()
+        return now_s - self._silent_since.setdefault(job_id, now_s)
+
+    async def _observe(self, stored: Stored[Job], snapshot: planning.Snapshot) -> bool:
+        """Fold what the present run has made durable into the job; True if it changed."""
+        job = stored.value
+        run = None if job.ended else planning.run_of(snapshot.active, job)
+        if run is None or run.job is None:
+            return False
+        new = machine.noted(job, run.job)
+        if new == job:
+            return False
+        await self._save(stored, new)
+        return True
+
+    # --- act ---------------------------------------------------------------------------------------
+
+    async def _run(self, instruction: planning.Instruction, stored: Stored[Job]) -> float | None:
+        change = self._change(stored.value, instruction)
+        if change is not None:
+            new, event, reason = change
+            await self._save(stored, new, event, reason)
+            return None
+        match instruction:
+            case planning.NeedHost():
+                await self._need_host(stored, instruction)
+            case planning.DropHost():
+                await self._drop_host(stored, instruction)
+            case planning.StartRun():
+                return await self._start(stored, instruction.host_id, instruction.offer)
+            case planning.StopRun(host_id=host_id):
+                return await self._stop(stored.value, host_id)
+        return None
+
+    def _change(self, job: Job, instruction: planning.Instruction) -> tuple[Job, str, str] | None:
+        """Instructions that only change the job: (new job, event, reason)."""
+        now_s = self._clock.now_s()
+        match instruction:
+            case planning.Begin(host_id=host_id, offer=offer):
+                begun = machine.begin(job, host_id, offer, now_s)
+                where = f"run {begun.epoch} on {host_id} ({offer.key})"
+                return begun, "RunBegun", where + _from(job)
+            case planning.Leave(reason=reason):
+                return machine.leave(job, reason), "Leaving", reason
+            case planning.Again(reason=reason, exit_code=code, failed=failed, keep_host=keep):
+                new = machine.again(
+                    job, reason, now_s, exit_code=code, failed=failed, keep_host=keep
+                )
+                return new, "RunEnded", f"run {job.epoch}: {reason}; it is run again"
+            case planning.Stopping():
+                return machine.stopping(job, now_s), "Stopping", "asked to"
+            case planning.End(state=state, reason=reason, exit_code=code):
+                new = machine.end(job, state, reason, now_s, code)
+                return new, str(state).capitalize(), reason
+        return None
+
+    async def _save(self, stored: Stored[Job], new: Job, event: str = "", reason: str = "") -> None:
+        lines = [self._line(new.id, event, reason)] if event else []
+        await self._store.commit([self._table.row(new, stored)], lines)
+
+    async def _need_host(self, stored: Stored[Job], need: planning.NeedHost) -> None:
+        job = stored.value
+        claim = Claim(
+            id=self._ids.new("c"),
+            state=ClaimState.WANTED,
+            parent=job.id,
+            role=need.role,
+            ask=job.ask,
+            image=job.image,
+            away_from=need.away_from,
+            spread=job.spread,
+            created_s=self._clock.now_s(),
+            tenant=job.tenant,
+        )
+        if need.role == "active":
+            new = msgspec.structs.replace(job, claim_id=claim.id)
+        else:
+            new = msgspec.structs.replace(job, next_claim_id=claim.id)
+        rows: list[Row] = [self._table.row(new, stored), self._fleet.tables.claims.row(claim)]
+        line = self._line(job.id, "HostWanted", f"{need.role}: {need.reason}")
+        await self._store.commit(rows, [line])
+        await self._fleet.claim(claim)
+
+    async def _drop_host(self, stored: Stored[Job], drop: planning.DropHost) -> None:
+        await self._fleet.release(drop.claim_id, drop.reason)
+        fresh = await self._table.get(stored.value.id)
+        if fresh is None:
+            return
+        job, gone = fresh.value, drop.claim_id
+        new = msgspec.structs.replace(
+            job,
+            claim_id="" if job.claim_id == gone else job.claim_id,
+            next_claim_id="" if job.next_claim_id == gone else job.next_claim_id,
+            old_claims=tuple(c for c in job.old_claims if c != gone),
+        )
+        await self._save(fresh, new)
+
+    async def _start(self, stored: Stored[Job], host_id: str, offer: Offer) -> float:
+        job = stored.value
+        order = JobOrder(
+            job_id=job.id,
+            epoch=job.epoch,
+            argv=job.argv,
+            files=job.files,
+            output=job.output.digest if job.output else "",
+            notice_s=offer.notice_s,
+        )
+        try:
+            await self._jobs.start(host_id, order)
+        except Retry as error:
+            return error.after_s
+        except Never as error:
+            if job.message != str(error):
+                told = msgspec.structs.replace(job, message=str(error))
+                await self._save(stored, told, "Troubled", str(error))
+            return HOPELESS_S
+        except RoostError:
+            return WATCH_S  # the host is leaving, or knows a later run: the next look decides
+        return ASKED_S
+
+    async def _stop(self, job: Job, host_id: str) -> float:
+        try:
+            await self._jobs.stop(host_id, job.id, job.epoch, planning.STOP_GRACE_S)
+        except RoostError:
+            return WATCH_S
+        return ASKED_S
+
+    def _line(self, object_id: str, event: str, reason: str) -> StoryLine:
+        return StoryLine(object_id=object_id, at_s=self._clock.now_s(), event=event, reason=reason)
+
+
+def _from(job: Job) -> str:
+    if job.saved is None:
+        return ""
+    return f", from save {job.saved.number} at {job.saved.at_s:.0f}"
