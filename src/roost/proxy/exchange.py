@@ -16,6 +16,7 @@ from roost.proxy.tunnel import Tunnel
 from roost.proxy.upstream import Outcome
 
 _OK = Outcome.OK
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Exchange(Attempts):
@@ -194,7 +195,7 @@ class Exchange(Attempts):
                 if event.status == 101:
                     self._switch(back, event, reader)
                     return
-                pieces.append(self._head_bytes(event, request))
+                pieces.append(self._head_bytes(event, request, reader.rechunked))
         for piece in packed(pieces):
             self.bytes_out += len(piece)
             self.client.send(piece)
@@ -268,7 +269,7 @@ class Exchange(Attempts):
             upstream.end(outcome, now_s - back.began_s, now_s)
         back.transport.abort()
 
-    def _head_bytes(self, head: ResponseHead, request: Request) -> bytes:
+    def _head_bytes(self, head: ResponseHead, request: Request, rechunked: bool) -> bytes:
         self.begun = True
         kept = head.kept
         plan = self.plan
@@ -278,7 +279,7 @@ class Exchange(Attempts):
             if changes:
                 kept = head.changed(changes)
         tail = b"\r\n"
-        if head.chunked and request.http11:
+        if rechunked or (head.chunked and request.http11):
             tail = b"Transfer-Encoding: chunked\r\n\r\n"
         if self._will_close(head, request):
             tail = b"Connection: close\r\n" + tail
@@ -290,7 +291,7 @@ class Exchange(Attempts):
         if request.closes or self.proxy.draining or self.body is not None:
             return True
         bodiless = request.method == b"HEAD" or head.status in (204, 304)
-        return not bodiless and head.length is None and not (head.chunked and request.http11)
+        return not (bodiless or request.http11) and head.length is None
 
     def _complete(self, back: BackendConnection, *, reusable: bool, close: bool) -> None:
         """The answer has ended."""
@@ -338,26 +339,37 @@ class Exchange(Attempts):
 
     def _cut(self, back: BackendConnection, error: Exception | None) -> None:
         """The backend has gone in the middle of its answer (or at its end: no length was given)."""
-        reader = back.reader
+        reader, request = back.reader, self.request
+        assert request is not None
         clean = reader is not None and reader.ended() == "clean" and error is None
-        self.outcome = "ok" if clean else "cut"
-        no_length = reader is not None and reader.head is not None and reader.head.length is None
         self._drop(back, _OK if clean else Outcome.RESET)
-        if clean:
-            self.end(close=True)
+        if not clean:
+            self.outcome = "cut"
+            unframed = self._unframed(reader)
+            self.finish()
+            if unframed:
+                self.client.reset()
+            else:
+                self.client.transport.close()
             return
-        self.finish()
-        if no_length and error is not None:
-            self.client.transport.abort()  # only a reset tells the client that the body was cut
-        else:
-            self.client.transport.close()
+        assert reader is not None
+        assert reader.head is not None
+        if reader.rechunked:
+            self.client.send(LAST_CHUNK)
+        self.end(close=self._will_close(reader.head, request))
+
+    def _unframed(self, reader: ResponseReader | None) -> bool:
+        """The client takes the end of its connection for the end of the body."""
+        if reader is None or reader.head is None or self.request is None:
+            return False
+        return reader.head.length is None and not self.request.http11
 
     def _broke(self, back: BackendConnection, why: str) -> None:
         """The backend broke the protocol."""
+        reader = back.reader
         self._drop(back, Outcome.FAILED)
         if self.begun:
-            self.outcome = "cut"
-            self.abort()
+            self._abort(reader)
         elif self.back is None and not self._dials:
             self.fail(Answer(502, why, problem=False))
 
@@ -382,10 +394,10 @@ class Exchange(Attempts):
     def fail(self, answer: Answer) -> None:
         """Answer, unless one has begun, and close: the connection's state cannot be trusted."""
         status = answer.status
+        reader = self.back.reader if self.back is not None else None
         self.stop(Outcome.TIMED_OUT if status == 504 else Outcome.CANCELLED)
         if self.begun:
-            self.outcome = "cut"
-            self.abort()
+            self._abort(reader)
             return
         self.outcome = "own"
         self.refused = answer.detail
@@ -394,11 +406,16 @@ class Exchange(Attempts):
         self.finish()
         self.client.linger()
 
-    def abort(self) -> None:
+    def _abort(self, reader: ResponseReader | None) -> None:
         """Cut the client off in the middle of an answer."""
+        self.outcome = "cut"
+        unframed = self._unframed(reader)
         self.stop(Outcome.CANCELLED)
         self.finish()
-        self.client.transport.abort()
+        if unframed:
+            self.client.reset()
+        else:
+            self.client.transport.abort()
 
     def gone(self) -> None:
         """The client left."""

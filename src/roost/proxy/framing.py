@@ -29,7 +29,17 @@ _BARE_CR = re.compile(rb"\r(?!\n)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Fields that must not arrive after the body: acting on them late is how requests are smuggled.
 _NOT_IN_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"host", b"connection", b"authorization", b"cookie")
+    (
+        b"content-length",
+        b"transfer-encoding",
+        b"trailer",
+        b"te",
+        b"upgrade",
+        b"host",
+        b"connection",
+        b"authorization",
+        b"cookie",
+    )
 )
 
 Fields = list[tuple[bytes, bytes]]
@@ -49,16 +59,23 @@ def head_end(buffer: bytes, start: int = 0) -> int:
     """The index after the head's empty line, or -1 when more bytes are needed.
 
     ``start`` says up to where an earlier call has looked. Raises ``FramingError`` as soon as the head
-    can be told to be too large (431) or to use bare line feeds (400).
+    can be told to be too large (431, 414) or to use bare line feeds (400).
     """
     at = buffer.find(b"\r\n\r\n", max(0, start - 3))
     if at >= 0 and at + 4 <= HEAD_LIMIT:
         return at + 4
     if at >= 0 or len(buffer) > HEAD_LIMIT:
-        raise FramingError(431, f"the request head is larger than {HEAD_LIMIT >> 10} KiB")
+        raise too_large(buffer, HEAD_LIMIT)
     if _BARE_LF.search(buffer, max(0, start - 1)):
         raise FramingError(400, "a line ends with a bare line feed")
     return -1
+
+
+def too_large(buffer: bytes, limit: int) -> FramingError:
+    """Of a head beyond ``limit``: what makes it so."""
+    if buffer.find(b"\n", 0, min(limit, TARGET_LIMIT + 64)) < 0:
+        return FramingError(414, "the request target is too long")
+    return FramingError(431, f"the request head is larger than {limit} bytes")
 
 
 def request_line(head: bytes) -> tuple[bytes, bytes, bool, int]:
@@ -157,15 +174,19 @@ class LengthBody:
 
 
 class UntilClose:
-    """A response body that ends with the connection."""
+    """A response body that ends with the connection.
 
-    __slots__ = ("done",)
+    ``chunk``: passed on as chunks, so that a body that was cut cannot look whole to the client.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("chunk", "done")
+
+    def __init__(self, *, chunk: bool = False) -> None:
+        self.chunk = chunk
         self.done = False
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        return data, b""
+        return (b"%x\r\n%b\r\n" % (len(data), data) if self.chunk else data), b""
 
 
 class ChunkedBody:

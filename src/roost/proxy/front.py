@@ -6,8 +6,11 @@ two parsers could read differently are refused with 400 and the connection is cl
 
 import asyncio
 import math
+import socket
+import struct
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import cast
@@ -16,7 +19,7 @@ from roost.proxy import policy
 from roost.proxy.answers import Answer, render
 from roost.proxy.attempts import Attempts
 from roost.proxy.exchange import Exchange
-from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT, FramingError, head_end
+from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT, FramingError, head_end, too_large
 from roost.proxy.heads import MEMO_KEY, Origin, Request, read_request
 from roost.proxy.plan import Observer, Plan, Router
 from roost.proxy.pool import Pool
@@ -28,6 +31,8 @@ GONE_S = 2.0
 HEDGE_TICK_S = 0.025
 """How often requests under way are looked at for a second copy."""
 INFINITE = math.inf
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of no seconds: closing sends a reset, nothing that is still buffered."""
 ORIGINS = 10_000
 """Most clients whose forwarding lines are remembered."""
 
@@ -420,7 +425,7 @@ class ClientConnection(asyncio.Protocol):
         end = head_end(buffer, self._scanned)
         limits = self.limits
         if (len(buffer) if end < 0 else end) > limits.head_bytes:
-            raise FramingError(431, f"the request head is larger than {limits.head_bytes} bytes")
+            raise too_large(buffer, limits.head_bytes)
         if end < 0:
             self._scanned = len(buffer)
             return None
@@ -519,6 +524,14 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.abort()
         else:
             self.transport.close()
+
+    def reset(self) -> None:
+        """End it so that the client cannot take what it has for a whole answer."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.transport.is_closing():
+            with suppress(OSError):  # the client was faster
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
 
     def drain(self) -> None:
         """No further request."""

@@ -48,13 +48,13 @@ class ResponseHead:
     """A final answer with a body of known length (none of the cases that need a closer look)."""
 
     def body(self, method: bytes, *, decode: bool) -> Body | None:
-        """A reader of its body, None when it has none."""
+        """A reader of its body, None when it has none. ``decode``: the client knows no chunks."""
         if method == b"HEAD" or self.status in (204, 304) or self.status < 200:
             return None
         if self.chunked:
             return ChunkedBody(decode=decode)
         if self.length is None:
-            return UntilClose()
+            return UntilClose(chunk=not decode)
         return LengthBody(self.length) if self.length else None
 
     def changed(self, changes: tuple[tuple[bytes, bytes], ...]) -> bytes:
@@ -172,6 +172,11 @@ class ResponseReader:
     def untouched(self) -> bool:
         """Not a byte of the final answer has arrived."""
         return self.head is None and not self._buffer
+
+    @property
+    def rechunked(self) -> bool:
+        """The body ends with the backend's connection and is passed on as chunks."""
+        return isinstance(self._body, UntilClose) and self._body.chunk
 
     @property
     def trailers(self) -> Fields:

@@ -3,11 +3,14 @@
 import asyncio
 import hashlib
 import resource
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from roost.proxy.framing import ChunkedBody
 from roost.proxy.front import Limits
 from roost.proxy.pool import Backend
 
@@ -205,10 +208,48 @@ async def test_an_answer_that_ends_with_the_connection(proxied: Any) -> None:
         writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 100_000)
 
     async with proxied(serve) as setup:
-        answer = await setup.ask(get())
-        head, _, body = answer.partition(b"\r\n\r\n")
+        # As chunks, whose end cannot be mistaken for a cut; so the client's connection goes on.
+        answer = await setup.ask(get() + get("/", "Connection: close"))
+        for _ in range(2):
+            head, _, rest = answer.partition(b"\r\n\r\n")
+            assert b"Transfer-Encoding: chunked" in head
+            body = ChunkedBody(decode=True)
+            payload, answer = body.feed(rest)
+            assert body.done
+            assert payload == b"x" * 100_000
+        assert answer == b""
+        old = await setup.ask(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        head, _, payload = old.partition(b"\r\n\r\n")
+        assert b"chunked" not in head
         assert b"Connection: close" in head
-        assert body == b"x" * 100_000
+        assert payload == b"x" * 100_000
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_an_answer_without_length_that_was_reset_never_looks_whole(
+    proxied: Any, version: bytes
+) -> None:
+    taken = asyncio.Event()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhello")
+        await taken.wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with proxied(serve) as setup:
+        reader, writer = await setup.client()
+        writer.write(b"GET / HTTP/%b\r\nHost: a\r\n\r\n" % version)
+        await reader.readuntil(b"hello")
+        taken.set()
+        if version == b"1.1":
+            assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        else:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        writer.close()
 
 
 async def test_a_cut_answer_is_seen_as_cut(proxied: Any) -> None:
@@ -366,7 +407,7 @@ async def test_a_gibibyte_of_header_gets_an_answer_and_no_memory(proxied: Any) -
             pass
         answer = await asyncio.wait_for(reader.read(), 20)
         assert answer.startswith(b"HTTP/1.1 431 ")
-        assert b"larger than 64 KiB" in answer
+        assert b"larger than 65536 bytes" in answer
         assert peak_rss() - before < 32 * MIB
 
 

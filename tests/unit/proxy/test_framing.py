@@ -90,6 +90,18 @@ def test_a_head_without_end_is_refused_at_64_kib() -> None:
         framing.head_end(b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n")
 
 
+def test_a_target_without_end_is_too_long() -> None:
+    with pytest.raises(FramingError) as caught:
+        framing.head_end(b"GET /" + b"a" * 70_000)
+    assert caught.value.status == 414
+
+
+@pytest.mark.parametrize("name", [b"Trailer", b"Content-Length", b"TE", b"Host"])
+def test_what_must_not_come_late_is_refused_in_trailers(name: bytes) -> None:
+    with pytest.raises(FramingError, match="in the trailers"):
+        framing.ChunkedBody().feed(b"0\r\n" + name + b": x\r\n\r\n")
+
+
 def test_hop_by_hop_fields_stay_here_and_forwarding_fields_are_ours() -> None:
     request = read_request(
         head(
