@@ -1,0 +1,1 @@
+"""Whole notebooks, moved at each cell boundary."""
