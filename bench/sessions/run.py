@@ -42,8 +42,10 @@ def plain(case: Case, folder: Path) -> list[list[str]]:
     """The outputs of the checks on a kernel left alone."""
     kernel = Kernel(fresh(folder / "work"))
     try:
-        for code in ("pass", "pass", *case.setup, *case.running, *case.queued, "pass"):
+        for code in ("pass", "pass", *case.setup):
             kernel.run(code)
+        for message in [kernel.send(code) for code in (*case.running, *case.queued)]:
+            kernel.outputs(message)
         return [kernel.run(code) for code in case.check]
     finally:
         kernel.kill()

@@ -122,6 +122,8 @@ class Again:
             "parent_header": {}, "buffers": [], "metadata": {}, **request.message,
             "msg_id": request.message_id, "msg_type": "execute_request",
         }  # fmt: skip
+        # What the client has sent to this kernel itself is not thrown away for a cell of the former one.
+        message["content"] = {**message["content"], "stop_on_error": False}
         identity = [bytes.fromhex(part) for part in request.message.get("identity", ())]
         self.rest = rest
         self._transformer.instead = tree_of(rest)

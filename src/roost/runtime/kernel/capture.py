@@ -117,7 +117,9 @@ class Collector:
         self, touched: set[str] | None, log: list[cells.Cell]
     ) -> Generator[None, None, Snapshot]:
         """Look at the names a cell can have touched (None: all) and whatever belongs to them."""
-        made = Snapshot(execution_count=int(self._shell.execution_count))
+        # Inside a cell the counter may have been raised already (IPython 9.8): the log knows better.
+        following = max((cell.count for cell in log), default=0) + 1
+        made = Snapshot(execution_count=min(int(self._shell.execution_count), following))
         self._singletons.update(self._base.root, self._shell.user_ns)
         self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         names = self._sort(made)

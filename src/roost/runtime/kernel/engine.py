@@ -71,6 +71,8 @@ class Engine:
         self._finished: deque[str] = deque(maxlen=FINISHED_LIMIT)
         self._depth = 0
         self._current = ("", False)
+        self._restoring = False
+        """The cell that runs has restored: it is not logged."""
         self._touched: set[str] | None = set()
         self._fresh = False
         """A cell has run since everything was looked at."""
@@ -199,6 +201,7 @@ class Engine:
         self._log = list(done.cells)
         self._finished = deque(done.manifest.finished, maxlen=FINISHED_LIMIT)
         if in_cell:
+            self._restoring = True
             facts = self.facts(directory)
             former = self._former.pop(directory.absolute(), None)
             if former is not None:
@@ -334,6 +337,11 @@ class Engine:
     def _post_run_cell(self, result: Any) -> None:
         info = getattr(result, "info", None)
         if self._depth or info is None:
+            return
+        if self._restoring:  # this cell takes no number in the restored history
+            self._restoring = False
+            if self.mover is not None:
+                self.mover.ends()
             return
         code = info.raw_cell
         parsed = info.transformed_cell or self.shell.transform_cell(code)
