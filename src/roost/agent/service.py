@@ -17,6 +17,7 @@ import msgspec
 from roost.agent import machine
 from roost.agent.captures import Captures
 from roost.agent.facts import read_facts
+from roost.agent.jobs.host import JobHost
 from roost.agent.kernels import KernelStarter
 from roost.agent.measure import Measure
 from roost.agent.memory import Memory
@@ -29,7 +30,7 @@ from roost.ports.errors import Gone, Retry, RoostError
 from roost.ports.keeper import CaptureNotMade, CaptureReady, KeeperEvent, KernelEnded
 from roost.ports.kernels import Checkpoint
 from roost.ports.notices import NoticeSource
-from roost.ports.values import HostReport, Notice, TaskReport
+from roost.ports.values import HostReport, Notice, NoticeKind, TaskReport
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Agent:
         captures: Captures,
         memory: Memory,
         services: Services,
+        jobs: JobHost,
         notices: NoticeSource,
         clock: Clock,
         emit: Emit,
@@ -70,6 +72,7 @@ class Agent:
         self._captures = captures
         self._memory = memory
         self._services = services
+        self._jobs = jobs
         self._notices = notices
         self._clock = clock
         self._emit = emit
@@ -87,6 +90,7 @@ class Agent:
         found = await self._tasks.recover()
         for task in found:
             log.info("adopted %s: %s", task.task_id, task.session_id or "standby")
+        self._jobs.recover()
         self._look()
 
     async def run(self) -> None:
@@ -99,6 +103,7 @@ class Agent:
         """Let go: keepers and kernels run on."""
         await self._captures.close()
         await self._tasks.close()
+        await self._jobs.close()
 
     # --- what the link asks -------------------------------------------------------------------
 
@@ -107,7 +112,10 @@ class Agent:
         usage = {task.task_id: task for task in self._report.tasks}
         tasks = tuple(self._task_report(t, usage.get(t.task_id)) for t in self._tasks.all())
         return msgspec.structs.replace(
-            self._report, at_s=self._clock.now_s(), tasks=tasks, notice=self._notice
+            self._report,
+            at_s=self._clock.now_s(),
+            tasks=(*tasks, *self._jobs.reports()),
+            notice=self._notice,
         )
 
     async def open(self, request: wire.Open) -> Stream | Serve:
@@ -131,13 +139,27 @@ class Agent:
             case wire.Warm(imports=imports):
                 self._must_be_ready()
                 await self._starter.warm(imports)
+            case wire.StartJob(order=job):
+                self._must_be_ready()
+                if self._leaving is not None:
+                    raise Gone(f"host {self._host_id} is leaving")
+                await self._jobs.start(job)
+            case wire.StopJob(job_id=job_id, grace_s=grace_s):
+                self._jobs.stop(job_id, epoch, grace_s)
             case wire.Drain():
                 self._draining = True
+                await self._jobs.end()
                 await self._starter.drain()
                 await self._captures.close()
                 await self._tasks.stop([task.task_id for task in self._tasks.all()])
                 self._look()
         return wire.Done()
+
+    @property
+    def _leaving(self) -> Notice | None:
+        """The notice after which this host is gone. A rebalance recommendation alone does not say so."""
+        notice = self._notice
+        return notice if notice is not None and notice.kind is not NoticeKind.REBALANCE else None
 
     def _must_be_ready(self) -> None:
         self._facts = read_facts(self._places.instance)
@@ -223,6 +245,10 @@ class Agent:
                 self._notice = notice
                 self._emit(wire.Noticed(notice=notice))
                 self._beat()
+            if (leaving := self._leaving) is not None:
+                # Without waiting for control: the time that is left is the scripts'.
+                until_s = leaving.deadline_s
+                self._jobs.tell(None if until_s is None else until_s - self._clock.now_s())
             await asyncio.sleep(POLL_S)
 
     async def _keep_looking(self) -> None:
@@ -289,5 +315,5 @@ def _differs(new: Notice, old: Notice | None) -> bool:
 
 def prepare(places: Places) -> None:
     """Make the folders the agent writes to."""
-    for folder in ("work", "captures", "logs", "agent"):
+    for folder in ("work", "captures", "logs", "agent", "jobs"):
         Path(places.instance, folder).mkdir(mode=0o700, parents=True, exist_ok=True)

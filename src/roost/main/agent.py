@@ -28,6 +28,8 @@ from roost.adapters.notices import notice_source
 from roost.agent.captures import Captures
 from roost.agent.checkpoints import Checkpoints
 from roost.agent.environment import Environment
+from roost.agent.jobs.host import JobHost
+from roost.agent.jobs.run import RunTools
 from roost.agent.kernels import KernelStarter
 from roost.agent.memory import Memory
 from roost.agent.model import Places, Task
@@ -107,6 +109,14 @@ class HostAgent:
             on_change=self._beat,
         )
         captures = Captures(checkpoints, memory, self._emit, self._on_durable)
+        jobs = RunTools(
+            driver=ProcessDriver(own / "runs", clock=clock),
+            blobs=self.blobs,
+            clock=clock,
+            beat=self._beat,
+            runner_argv=(sys.executable, "-m", "roost.main.runner"),
+            environment=places.environment,
+        )
         self.agent = Agent(
             host_id,
             places=places,
@@ -121,6 +131,7 @@ class HostAgent:
             captures=captures,
             memory=memory,
             services=Services(places, self.tasks, address=settings.address, home=settings.home),
+            jobs=JobHost(Path(places.instance, "jobs"), jobs),
             notices=notice_source(settings.provider, settings.metadata, clock=clock),
             clock=clock,
             emit=self._emit,

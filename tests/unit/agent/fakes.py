@@ -13,6 +13,8 @@ from roost.adapters.clock import SystemClock
 from roost.agent.captures import Captures
 from roost.agent.checkpoints import Checkpoints
 from roost.agent.environment import Environment
+from roost.agent.jobs.host import JobHost
+from roost.agent.jobs.run import RunTools
 from roost.agent.kernels import KernelStarter
 from roost.agent.memory import Memory
 from roost.agent.model import Places, Task
@@ -326,6 +328,16 @@ class Host:
             captures=Captures(checkpoints, memory, self.events.append, on_durable),
             memory=memory,
             services=Services(self.places, tasks, address="127.0.0.1", home=self.places.instance),
+            jobs=JobHost(
+                self.folder / "jobs",
+                RunTools(
+                    driver=self.driver,
+                    blobs=self.blobs,
+                    clock=clock,
+                    beat=self._beat,
+                    runner_argv=("runner",),
+                ),
+            ),
             notices=self.notices,
             clock=clock,
             emit=self.events.append,

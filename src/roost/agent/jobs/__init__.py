@@ -1,0 +1,1 @@
+"""Jobs on this host: their runs, the parent of their scripts, what is saved of them."""
