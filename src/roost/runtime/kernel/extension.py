@@ -117,9 +117,10 @@ class Magic:
             # Before the variables: files that were open are opened again.
             files = Return(where.absolute(), Path(self._engine.base.root))
             before = self._engine.facts(where).files_before(manifest.finished, number)
-            if before is not None:
+            if before is None:
+                files.missing()
+            else:
                 files.before(*before)
-            files.missing()
             done = self._engine.restore(where, path, in_cell=True)
         except CannotRestore as error:
             print(f"not restored: {error}")

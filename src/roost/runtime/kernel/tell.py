@@ -23,6 +23,15 @@ class NotTold(Exception):
 
 def tell(directory: Path, within_s: float) -> dict[str, Any]:
     """The kernel's report. Raises ``NotTold``."""
+    return _ask(directory, {"op": "notice", "within_s": within_s}, within_s)
+
+
+def call_off(directory: Path) -> dict[str, Any]:
+    """The machine stays: what was paused goes on. Raises ``NotTold``."""
+    return _ask(directory, {"op": "call_off"}, 0.0)
+
+
+def _ask(directory: Path, request: dict[str, Any], within_s: float) -> dict[str, Any]:
     try:
         door = json.loads((directory / DOOR).read_text())
         pid, path = int(door["pid"]), str(door["socket"])
@@ -36,8 +45,7 @@ def tell(directory: Path, within_s: float) -> dict[str, Any]:
         door_socket.settimeout(within_s + PATIENCE_S)
         try:
             door_socket.connect(path)
-            request = {"id": 1, "op": "notice", "within_s": within_s}
-            door_socket.sendall(json.dumps(request).encode() + b"\n")
+            door_socket.sendall(json.dumps({"id": 1, **request}).encode() + b"\n")
             return _answer(door_socket)
         except OSError as error:
             raise NotTold(f"the kernel (process {pid}) does not answer: {error}") from error
@@ -75,11 +83,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--within", metavar="SECONDS", type=float, default=WITHIN_S, help="time left (%(default)s)"
     )
+    parser.add_argument("--call-off", action="store_true", help="the machine stays: go on")
     options = parser.parse_args(argv)
     if not options.within > 0:
         parser.error("--within must be more than 0")
     try:
-        report = tell(options.directory, options.within)
+        off = options.call_off
+        report = call_off(options.directory) if off else tell(options.directory, options.within)
     except NotTold as error:
         print(f"roost capture: {error}", file=sys.stderr)
         return 1

@@ -91,6 +91,7 @@ class Workfiles:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._stop = threading.Event()
+        """A cell runs."""
         self._closed = False
         self._held = -1
         threading.Thread(target=self._run, name="roost-files", daemon=True).start()
@@ -102,7 +103,6 @@ class Workfiles:
         """A cell begins: number of the index of how the files stand; -1 when that took too long."""
         self._stop.set()
         with self._lock:
-            self._stop.clear()
             if not self._current:
                 self._look(QUICK_S, QUICK_BYTES)
             number = self._last.number if self._current and self._last else -1
@@ -120,6 +120,7 @@ class Workfiles:
 
     def ended(self) -> None:
         """A cell has ended: look soon."""
+        self._stop.clear()
         self._wanted.set()
 
     def close(self) -> None:
