@@ -5,13 +5,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SOURCE = Path(__file__).parents[3] / "src"
-TRIALS = Path(__file__).parent / "frames_trials.py"
+TRIALS = ("frames_trials.py", "iterators_trials.py")
 
 
-def test_frames_go_on_where_they_stood(bench: Any) -> None:
+@pytest.mark.parametrize("trials", TRIALS)
+def test_frames_go_on_where_they_stood(bench: Any, trials: str) -> None:
     done = subprocess.run(
-        [bench.python, "-X", "faulthandler", str(TRIALS)],
+        [bench.python, "-X", "faulthandler", str(Path(__file__).parent / trials)],
         env={**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,

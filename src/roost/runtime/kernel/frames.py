@@ -121,14 +121,16 @@ def _read(value: Any, known: Layout, now: int) -> Frame | None:
 
 
 def referents(value: Any) -> tuple[list[Any], types.CodeType, dict[str, Any] | None]:
-    """What it holds (not its code or function), its code, and its globals while it has not finished."""
+    """What its slots hold, its code, and its globals; nothing once it has finished.
+
+    An async generator refers to its event loop, too, which is none of its own.
+    """
     code = rebuild.code_of(value)
     found = gc.get_referents(value)
     for index, one in enumerate(found):
         if type(one) is types.FunctionType and one.__code__ is code:
-            del found[index]
-            return found, code, one.__globals__
-    return found, code, None
+            return found[index + 1 :], code, one.__globals__
+    return [], code, None
 
 
 def reduce_frame(pickler: Any, value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as cloud
 
-from roost.runtime.kernel import frames, rebuild
+from roost.runtime.kernel import frames, iterators, rebuild
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
 from roost.runtime.kernel.naming import (
@@ -43,7 +43,9 @@ IN_BAND_BYTES = 64 << 10
 _RAW_KINDS = "biufcmMSUV?"
 """numpy dtype kinds whose memory holds no pointers."""
 # By id: a notebook's metaclass may define __hash__ and __eq__.
-_EXACT: dict[int, Handler] = {id(kind): handler for kind, handler in {**EXACT, **frames.EXACT}.items()}
+_EXACT: dict[int, Handler] = {
+    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT}.items()
+}
 
 
 @dataclass(slots=True)
