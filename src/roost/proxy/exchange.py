@@ -44,7 +44,7 @@ class Exchange(Attempts):
         if request.numbered:
             self.request_id = proxy.new_id()
         plan = proxy.router.decide(request)
-        if plan.__class__ is not Plan or not plan.plain or request.has_body:  # type: ignore[union-attr]
+        if plan.__class__ is not Plan or not plan.plain or request.has_body:
             self._begin(request, plan)
             return
         assert isinstance(plan, Plan)

@@ -23,6 +23,8 @@ _VALUE = rb"[\t\x20-\x7e\x80-\xff]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}+) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"*+))?\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:" + _VALUE + rb"*+\r\n)*+\r\n")
+FIELD_LINE = re.compile(_TOKEN + rb"++:" + _VALUE + rb"*+")
+"""One field, without its line end."""
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[ \t]*+;" + _VALUE + rb"*+)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -101,7 +103,7 @@ def status_line(head: bytes) -> tuple[bool, int, bytes, int]:
 def field_lines(block: bytes) -> list[bytes]:
     """The lines of ``block``, which begins after the start line and ends with the empty line."""
     if _FIELDS.fullmatch(block) is None:
-        raise _bad_fields(block)
+        raise bad_fields(block)
     lines = block[:-4].split(b"\r\n") if len(block) > 2 else []
     if len(lines) > FIELD_LIMIT:
         raise FramingError(431, f"more than {FIELD_LIMIT} fields")
@@ -127,7 +129,7 @@ def _bad_start(head: bytes) -> FramingError:
     return FramingError(400, "the request line is malformed")
 
 
-def _bad_fields(block: bytes) -> FramingError:
+def bad_fields(block: bytes) -> FramingError:
     """Say which rule was broken (the slow path: only for heads that are refused)."""
     if b"\x00" in block:
         return FramingError(400, "a NUL byte in the head")

@@ -9,6 +9,25 @@ import re
 from typing import Generic, TypeVar
 
 from roost.proxy import framing
+from roost.proxy.fields import (
+    CODING,
+    CONNECTION,
+    EXPECT,
+    FORWARDING,
+    HOST,
+    LEARNED,
+    LENGTH,
+    LINE,
+    MEANINGS,
+    OURS,
+    REQUEST_ID,
+    UPGRADE,
+    Names,
+    Special,
+    content_length,
+    is_chunked,
+    options,
+)
 from roost.proxy.framing import Body, ChunkedBody, FramingError, LengthBody
 
 MEMO_ENTRIES = 1024
@@ -17,41 +36,12 @@ NOVEL = 256
 """After this many heads in a row that were never seen before, memoising pauses ..."""
 PAUSE = 4096
 """... for this many heads."""
-_LEARNED = 4096
-"""Most spellings of field names that are remembered."""
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]+)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?][^#]*)?", re.IGNORECASE)
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
-# What a field is to the proxy.
-PLAIN, DROP, OURS, CONNECTION, LENGTH, CODING, HOST, UPGRADE, EXPECT, REQUEST_ID, LOAD = range(11)
-MEANINGS = {
-    b"connection": CONNECTION,
-    b"content-length": LENGTH,
-    b"transfer-encoding": CODING,
-    b"upgrade": UPGRADE,
-    b"keep-alive": DROP,
-    b"proxy-connection": DROP,
-    b"proxy-authenticate": DROP,
-    b"proxy-authorization": DROP,
-    b"te": DROP,
-    b"http2-settings": DROP,
-}
-# Set by this proxy: a client's own claim is dropped, unless the client is a trusted proxy.
-_FORWARDING = (
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-real-ip",
-    b"forwarded",
-)
-# Servers that map fields to CGI-style names read `content_length` as Content-Length.
-_TWINS = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection", *_FORWARDING))
-# A Connection field naming one of these must not make it disappear on the way.
-_END_TO_END = frozenset((b"host", b"content-length", b"authorization", b"cookie", b"expect"))
 
 Value = TypeVar("Value")
 
@@ -79,29 +69,9 @@ class Memo(Generic[Value]):
         self.entries[key] = value
 
 
-class Names:
-    """What field names mean, in every spelling met so far."""
-
-    __slots__ = ("_meanings", "known")
-
-    def __init__(self, meanings: dict[bytes, int]) -> None:
-        self._meanings = meanings
-        self.known: dict[bytes, int] = {}
-
-    def learn(self, name: bytes) -> int:
-        """The meaning of a name that is not in ``known``."""
-        lower = name.lower()
-        meaning = self._meanings.get(lower, PLAIN)
-        if meaning == PLAIN and b"_" in lower and lower.replace(b"_", b"-") in _TWINS:
-            meaning = DROP
-        if len(name) <= 64 and len(self.known) < _LEARNED:
-            self.known[name] = meaning
-        return meaning
-
-
 _names = Names(
     MEANINGS
-    | dict.fromkeys(_FORWARDING, OURS)
+    | dict.fromkeys(FORWARDING, OURS)
     | {b"host": HOST, b"expect": EXPECT, b"x-request-id": REQUEST_ID}
 )
 
@@ -163,6 +133,9 @@ class RequestFields:
         "upgrade",
     )
 
+    _index: dict[bytes, bytes] | None
+    _tail: bytes
+    _tail_origin: Origin | None
     block: bytes
     kept: bytes
     """The lines passed on, each with its line end, as they came."""
@@ -385,79 +358,14 @@ def _origin_form(
     raise FramingError(400, "the request target is neither a path nor an http URL")
 
 
-def tokens(values: list[bytes]) -> list[bytes]:
-    """The comma-separated members of ``values``, lower case."""
-    members = b",".join(values).lower().split(b",")
-    return [member.strip(b" \t") for member in members if member.strip(b" \t")]
-
-
-def content_length(values: list[bytes]) -> int | None:
-    """What the Content-Length fields say."""
-    if not values:
-        return None
-    if len(values) > 1:
-        raise FramingError(400, "Content-Length is given more than once")
-    if not values[0].isdigit() or len(values[0]) > 18:
-        raise FramingError(400, "Content-Length is not a plain number")
-    return int(values[0])
-
-
-def is_chunked(values: list[bytes], length: int | None) -> bool:
-    """What the Transfer-Encoding fields say."""
-    if not values:
-        return False
-    if length is not None:
-        raise FramingError(400, "both Content-Length and Transfer-Encoding")
-    if len(values) > 1 or values[0].lower() != b"chunked":
-        raise FramingError(400, "the only transfer coding served is chunked")
-    return True
-
-
-class Special:
-    """The fields of a block that mean something to the proxy, and the lines that are passed on."""
-
-    __slots__ = ("kept", "values")
-
-    def __init__(self, block: bytes, names: Names) -> None:
-        lines = framing.field_lines(block)
-        known = names.known
-        self.values: dict[int, list[bytes]] = {}
-        self.kept = block[:-2] if lines else b""
-        dropped = False
-        for line in lines:
-            name, _, value = line.partition(b":")
-            meaning = known.get(name)
-            if meaning is None:
-                meaning = names.learn(name)
-            if meaning:
-                self.values.setdefault(meaning, []).append(value.strip(b" \t"))
-                dropped = dropped or meaning not in _PASSED
-        if dropped:
-            self._drop(lines, names)
-
-    def _drop(self, lines: list[bytes], names: Names) -> None:
-        nominated = frozenset(tokens(self.values.get(CONNECTION, []))) - _END_TO_END
-        kept = []
-        for line in lines:
-            name = line[: line.index(b":")]
-            meaning = names.known.get(name)
-            if meaning is None:
-                meaning = names.learn(name)
-            if meaning in _PASSED and not (nominated and name.lower() in nominated):
-                kept.append(line + b"\r\n")
-        self.kept = b"".join(kept)
-
-
-_PASSED = frozenset((PLAIN, LENGTH, HOST, EXPECT))
-
-
 def _request_fields(block: bytes) -> RequestFields:
     special = Special(block, _names)
     values = special.values
     fields = RequestFields()
     fields.block = block
     fields.kept = special.kept
-    fields._index = fields._tail_origin = None
+    fields._index = None
+    fields._tail_origin = None
     hosts = values.get(HOST)
     fields.has_host = hosts is not None
     fields.host = fields.name = b""
@@ -472,37 +380,50 @@ def _request_fields(block: bytes) -> RequestFields:
     return fields
 
 
+_host_names: dict[bytes, bytes] = {}
+"""Names of Host fields met lately."""
+
+
 def _read_host(fields: RequestFields, hosts: list[bytes]) -> None:
     if len(hosts) > 1:
         raise FramingError(400, "Host is given more than once")
-    match = _HOST.fullmatch(hosts[0])
-    if match is None:
-        raise FramingError(400, "Host is not a host name")
-    fields.host = hosts[0]
-    fields.name = match[1].lower()
+    host = hosts[0]
+    name = _host_names.get(host)
+    if name is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            raise FramingError(400, "Host is not a host name")
+        name = match[1].lower()
+        if len(host) <= LINE:
+            if len(_host_names) >= LEARNED:
+                _host_names.clear()
+            _host_names[host] = name
+    fields.host = host
+    fields.name = name
 
 
 def _read_special(fields: RequestFields, values: dict[int, list[bytes]]) -> None:
-    length = content_length(values.get(LENGTH, []))
+    length = content_length(values[LENGTH]) if LENGTH in values else None
     fields.length = length or 0
-    fields.chunked = is_chunked(values.get(CODING, []), length)
-    if [v for v in values.get(EXPECT, ()) if v.lower() != b"100-continue"]:
+    fields.chunked = CODING in values and is_chunked(values[CODING], length)
+    if EXPECT in values and [v for v in values[EXPECT] if v.lower() != b"100-continue"]:
         raise FramingError(417, "the only expectation served is 100-continue")
     if CONNECTION in values:
-        connection = tokens(values[CONNECTION])
-        fields.close = b"close" in connection
-        fields.keep_alive = b"keep-alive" in connection
-        if b"upgrade" in connection and not (length or fields.chunked):
+        asked = options(values[CONNECTION])
+        fields.close = asked.close
+        fields.keep_alive = asked.keep_alive
+        if asked.upgrade and not (length or fields.chunked):
             upgrade = b", ".join(values.get(UPGRADE, ()))
             fields.upgrade = b"" if b"h2c" in upgrade.lower() else upgrade
-    ids = values.get(REQUEST_ID, [])
-    if len(ids) == 1 and len(ids[0]) <= 128:
-        fields.request_id = ids[0]
+    if REQUEST_ID in values:
+        ids = values[REQUEST_ID]
+        if len(ids) == 1 and len(ids[0]) <= 128:
+            fields.request_id = ids[0]
     if OURS in values:
         fields.ours = tuple(
             (name, value)
             for name, value in framing.split_fields(fields.block)
-            if name in _FORWARDING
+            if name in FORWARDING
         )
 
 

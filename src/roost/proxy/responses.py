@@ -7,21 +7,20 @@ import re
 from typing import Literal
 
 from roost.proxy import framing
-from roost.proxy.framing import Body, ChunkedBody, Fields, FramingError, LengthBody, UntilClose
-from roost.proxy.heads import (
+from roost.proxy.fields import (
     CODING,
     CONNECTION,
     LENGTH,
     LOAD,
     MEANINGS,
     UPGRADE,
-    Memo,
     Names,
     Special,
     content_length,
     is_chunked,
-    tokens,
 )
+from roost.proxy.framing import Body, ChunkedBody, Fields, FramingError, LengthBody, UntilClose
+from roost.proxy.heads import Memo
 
 _LOAD = re.compile(rb"active=([0-9]{1,6});\s*slots=([0-9]{1,6})")
 _names = Names(MEANINGS | {b"roost-load": LOAD})
@@ -105,8 +104,8 @@ def _response_head(head: bytes) -> ResponseHead:
     out.chunked = bool(chunked) and not bodiless
     out.keep = http11
     if CONNECTION in values:
-        connection = tokens(values[CONNECTION])
-        out.keep = b"close" not in connection and (http11 or b"keep-alive" in connection)
+        asked = special.options
+        out.keep = not asked.close and (http11 or asked.keep_alive)
     out.upgrade = b", ".join(values.get(UPGRADE, ()))
     out.load = _load(values[LOAD]) if LOAD in values else None
     out.whole = out.kept + (b"Transfer-Encoding: chunked\r\n\r\n" if out.chunked else b"\r\n")

@@ -27,6 +27,10 @@ from roost.proxy.upstream import Upstreams
 MEMO_ENTRIES = 4096
 MEMO_KEY = 512
 """Longer paths are looked up each time."""
+NOVEL = 256
+"""After this many paths in a row that were never asked for before, they are not remembered ..."""
+PAUSE = 4096
+"""... for this many requests."""
 QUERY_PARTS = 200
 """More parameters than this are not looked at: 400 where a route asks for one."""
 
@@ -223,6 +227,24 @@ class _Paths:
         else:
             self._any.append(rule)
 
+    @property
+    def patterned(self) -> bool:
+        """There are patterns."""
+        return bool(self._patterns)
+
+    @property
+    def takes_any(self) -> bool:
+        """A rule says nothing of the path."""
+        return bool(self._any)
+
+    def exact_paths(self) -> Iterator[bytes]:
+        """Those asked for exactly."""
+        return (path.encode("utf-8", "surrogateescape") for path in self._exact)
+
+    def prefixes(self) -> Iterator[bytes]:
+        """Those asked for."""
+        return (prefix.encode("utf-8", "surrogateescape") for prefix in self._prefix)
+
     def find(self, path: str) -> Iterator[tuple[tuple[int, int], _Rule]]:
         """Rules that match, each with how much its path says."""
         for rule in self._exact.get(path, ()):
@@ -258,6 +280,29 @@ def host_key(host: str) -> bytes:
     return (b"*." if star else b"") + name.encode()
 
 
+_Made = Plan | Answer | _Choice
+
+
+class _Site:
+    """What the routes of one host ask of paths, for a decision without looking at each of them."""
+
+    __slots__ = ("_all", "exact", "longest", "made", "prefixes", "simple")
+
+    def __init__(self, tables: list[_Paths]) -> None:
+        self.simple = not any(table.patterned for table in tables)
+        """No route has a pattern."""
+        self.exact = {path for table in tables for path in table.exact_paths()}
+        self.prefixes = {prefix for table in tables for prefix in table.prefixes()}
+        self.longest = max(map(len, self.prefixes), default=0)
+        self.made: dict[bytes, _Made] = {}
+        """By the longest prefix of a path."""
+        self._all = any(table.takes_any for table in tables)
+
+    def covers(self, prefix: bytes) -> bool:
+        """Whether some route takes every path with this prefix (perhaps under conditions)."""
+        return bool(prefix) or self._all
+
+
 class RouteSet:
     """The routes of one listener (implements ``plan.Router.decide``)."""
 
@@ -270,7 +315,11 @@ class RouteSet:
     ) -> None:
         """Raises ``Invalid`` for what cannot work."""
         self._hosts: dict[bytes, _Paths] = {}
-        self._memo: dict[tuple[bytes, bytes], Plan | Answer | _Choice] = {}
+        self._memo: dict[tuple[bytes, bytes], _Made] = {}
+        self._novel = self._pause = 0
+        self._sites: dict[bytes, _Site] = {}
+        self._only: _Site | None = None
+        """Where no route asks for a host: the same for all."""
         secure = any(each.tls is not None for each in gateway.listeners if each.name == listener)
         for order, route in enumerate(gateway.routes):
             if route.listeners and listener not in route.listeners:
@@ -281,23 +330,70 @@ class RouteSet:
                     self._hosts.setdefault(key, _Paths()).add(rule)
             except (ValueError, OSError, re.error) as error:
                 raise Invalid(f"route {route.name!r}: {error}") from error
+        if not self._hosts.keys() - {b""}:
+            self._only = _Site(list(self._hosts.values()))
 
     def decide(self, request: Request) -> Decision:
         """The plan for a request, or the answer it gets from us."""
-        known = self._memo.get((request.host, request.path))
-        if known is None:
-            known = self._look(request)
-        return known.decide(request) if isinstance(known, _Choice) else known
+        if self._pause:
+            self._pause -= 1
+            known = self._quick(request)
+        else:
+            found = self._memo.get((request.host, request.path))
+            if found is not None:
+                self._novel = 0
+                known = found
+            else:
+                known = self._quick(request)
+                self._remember(request, known)
+        return known.decide(request) if known.__class__ is _Choice else known  # type: ignore[return-value]
 
-    def _look(self, request: Request) -> Plan | Answer | _Choice:
-        made = self._found(request)
-        if len(request.path) + len(request.host) <= MEMO_KEY:
-            if len(self._memo) >= MEMO_ENTRIES:
-                self._memo.clear()
-            self._memo[request.host, request.path] = made
+    def _remember(self, request: Request, made: "_Made") -> None:
+        if len(request.path) + len(request.host) > MEMO_KEY:
+            return
+        self._novel += 1
+        if self._novel > NOVEL:
+            self._novel = 0
+            self._pause = PAUSE
+        if len(self._memo) >= MEMO_ENTRIES:
+            self._memo.clear()
+        self._memo[request.host, request.path] = made
+
+    def _quick(self, request: Request) -> "_Made":
+        """As ``_found``, for a path that can be read in one way only: all such paths with the same
+        longest prefix that any route asks for take the same route."""
+        site = self._only or self._site(request.host)
+        path = request.path
+        if not site.simple or b"%" in path or b"/." in path or b"//" in path or b"\\" in path:
+            return self._found(request)
+        if path in site.exact:
+            return self._found(request)
+        prefix = b""
+        if site.longest:
+            end = len(path)
+            if end > site.longest:
+                end = path.rfind(b"/", 0, site.longest + 1)
+            while end > 0:
+                if path[:end] in site.prefixes:
+                    prefix = path[:end]
+                    break
+                end = path.rfind(b"/", 0, end)
+        made = site.made.get(prefix)
+        if made is None:
+            made = self._found(request)
+            if site.covers(prefix):  # else the answer speaks of this very path
+                site.made[prefix] = made
         return made
 
-    def _found(self, request: Request) -> Plan | Answer | _Choice:
+    def _site(self, host: bytes) -> "_Site":
+        site = self._sites.get(host)
+        if site is None:
+            if len(self._sites) >= MEMO_ENTRIES:
+                self._sites.clear()
+            site = self._sites[host] = _Site([table for _, table in self._tables(host)])
+        return site
+
+    def _found(self, request: Request) -> "_Made":
         paths = readings(request.path)
         if isinstance(paths, Answer):
             return paths
