@@ -10,6 +10,7 @@ from typing import Any
 from typer.main import get_command
 
 from roost.doors.rest.app import RestDoor
+from roost.doors.rest.jobs import JobDoor
 from roost.main.cli import COMMANDS, GROUPS, app
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -38,7 +39,7 @@ def text() -> str:
         "",
     ]
     lines += ["| call | what |", "| --- | --- |"]
-    for method, path, endpoint in RestDoor.table():
+    for method, path, endpoint in [*RestDoor.table(), *JobDoor.table()]:
         lines.append(f"| `{method} {path}` | {(endpoint.__doc__ or '').splitlines()[0]} |")
     return "\n".join(lines) + "\n"
 

@@ -10,14 +10,18 @@ from roost.client.model import (
     CostView,
     HostView,
     InterruptHost,
+    JobView,
+    MissingBlobs,
     MoveNotebook,
     Problem,
     SessionView,
+    StartJob,
     StartNotebook,
     StatusView,
     StoryView,
 )
 from roost.ports.errors import Retry, RoostError, WireError, from_wire
+from roost.ports.files import TreeEntry
 
 T = TypeVar("T")
 
@@ -62,6 +66,42 @@ class RoostClient:
         body = MoveNotebook(reason=reason)
         return self._call("POST", f"/api/v1/notebooks/{name_or_id}/move", SessionView, body)
 
+    def start_job(self, body: StartJob) -> JobView:
+        """Submit a job whose files are stored; from here it is run to its end."""
+        return self._call("POST", "/api/v1/jobs", JobView, body)
+
+    def jobs(self) -> list[JobView]:
+        """All jobs, oldest first."""
+        return self._call("GET", "/api/v1/jobs", list[JobView])
+
+    def job(self, name_or_id: str) -> JobView:
+        """One job. ``Gone`` when unknown."""
+        return self._call("GET", f"/api/v1/jobs/{name_or_id}", JobView)
+
+    def stop_job(self, name_or_id: str) -> JobView:
+        """End a job; its files and output stay."""
+        return self._call("DELETE", f"/api/v1/jobs/{name_or_id}", JobView)
+
+    def job_output(self, name_or_id: str, offset: int) -> bytes:
+        """What the job has printed from byte ``offset`` on, up to a megabyte; empty = nothing more yet."""
+        return self._send("GET", f"/api/v1/jobs/{name_or_id}/output?offset={offset}").content
+
+    def job_files(self, name_or_id: str) -> dict[str, TreeEntry]:
+        """The newest durable files of a job, by content."""
+        return self._call("GET", f"/api/v1/jobs/{name_or_id}/files", dict[str, TreeEntry])
+
+    def missing_blobs(self, body: MissingBlobs) -> MissingBlobs:
+        """Those of the digests that are not stored."""
+        return self._call("POST", "/api/v1/blobs/missing", MissingBlobs, body)
+
+    def put_blob(self, digest: str, content: bytes) -> None:
+        """Store a blob under the BLAKE3 digest of its content."""
+        self._send("PUT", f"/api/v1/blobs/{digest}", content)
+
+    def blob(self, digest: str) -> bytes:
+        """The content of a blob. ``Gone`` when it is not stored."""
+        return self._send("GET", f"/api/v1/blobs/{digest}").content
+
     def hosts(self, *, all_: bool = False) -> list[HostView]:
         """Live hosts (``all_``: ended ones too)."""
         return self._call("GET", f"/api/v1/hosts?all={int(all_)}", list[HostView])
@@ -85,6 +125,9 @@ class RoostClient:
 
     def _call(self, method: str, path: str, type_: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
+        return msgspec.json.decode(self._send(method, path, content).content, type=type_)
+
+    def _send(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         try:
             response = self._http.request(method, path, content=content)
         except httpx.TransportError as error:
@@ -94,7 +137,7 @@ class RoostClient:
             ) from error
         if response.status_code >= 400:
             raise _problem(response)
-        return msgspec.json.decode(response.content, type=type_)
+        return response
 
 
 def _problem(response: httpx.Response) -> RoostError:

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from roost.ports.files import TreeEntry
+
 
 class OfferView(msgspec.Struct, frozen=True, kw_only=True):
     """An offer as a person reads it."""
@@ -139,6 +141,72 @@ class InterruptHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     detail: str = "by hand"
 
 
+class StartJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/jobs``."""
+
+    name: str = ""
+    argv: tuple[str, ...]
+    """``python train.py …``, run in the workspace."""
+    workspace: dict[str, TreeEntry] = {}
+    """Its files by content; their chunks are stored first (``/api/v1/blobs``)."""
+    vcpus: float = 2.0
+    memory_gib: float = 8.0
+    gpus: float = 0.0
+    clouds: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    instance_types: tuple[str, ...] = ()
+    purchase_options: tuple[str, ...] = ("spot",)
+    max_usd_hour: float | None = None
+    near: str = ""
+    spread: str = "pool"
+    retries: int = 0
+    """How often it is run again after an exit code other than 0."""
+    token: str = ""
+    """The same token again makes no second job."""
+    image: str = ""
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a job that has ended."""
+
+    epoch: int
+    host_id: str
+    offer: str
+    started_s: float
+    ended_s: float
+    reason: str
+    exit_code: int | None
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job."""
+
+    id: str
+    name: str
+    state: str
+    desired: str
+    epoch: int
+    argv: tuple[str, ...]
+    host_id: str
+    offer: OfferView | None
+    retries: int
+    failures: int
+    exit_code: int | None
+    runs: tuple[RunView, ...]
+    saved_at_s: float | None
+    """When its files were last made durable off its host."""
+    output_bytes: int
+    created_s: float
+    ended_s: float | None
+    message: str
+
+
+class MissingBlobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/blobs/missing``, and its answer: those that are not stored."""
+
+    digests: tuple[str, ...]
+
+
 class StoryView(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a story."""
 
@@ -187,6 +255,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     edges: int
     uptime_s: float
     usd_hour: float
+    jobs: dict[str, int] = {}
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

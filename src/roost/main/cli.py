@@ -11,6 +11,7 @@ from typer.models import CommandInfo
 
 GROUPS = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
+    "job": ("roost.doors.cli.job:app", "Scripts that outlive their machine."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
     "market": ("roost.doors.cli.market:app", "Know every offer and which is best."),
     "gateway": ("roost.doors.cli.gateway:app", "The load balancer on its own, from one file."),

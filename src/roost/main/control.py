@@ -18,13 +18,16 @@ from typing import Any
 
 import uvicorn
 
+from roost.adapters.blobs.local import LocalBlobs
 from roost.adapters.clock import SystemClock
+from roost.adapters.jobs import LinkedJobs
 from roost.adapters.kernels import LinkedKernels
 from roost.adapters.link.server import LinkServer
 from roost.adapters.providers.local import LocalProvider, load_image
 from roost.adapters.store.sqlite.store import open_store
 from roost.client.model import CostLineView, CostView
 from roost.doors.rest.app import RestDoor
+from roost.doors.rest.jobs import JobDoor
 from roost.doors.rest.views import Views
 from roost.fleet.controller import FleetController
 from roost.fleet.model import RankedOffer
@@ -32,6 +35,8 @@ from roost.fleet.service import FleetService, live, token_hash
 from roost.gateway.model import Host, Tcp
 from roost.gateway.publisher import Publisher
 from roost.gateway.service import GatewayService
+from roost.jobs.controller import JobController
+from roost.jobs.service import JobService
 from roost.kit.ids import SystemIds
 from roost.kit.money import usd
 from roost.kit.queue import KeyedQueue
@@ -44,7 +49,7 @@ from roost.notebooks.controller import NotebookController
 from roost.notebooks.service import NotebookService
 from roost.ports import wire
 from roost.ports.errors import Gone, RoostError
-from roost.ports.values import Ask
+from roost.ports.values import Ask, Image
 
 log = logging.getLogger("roost.control")
 
@@ -91,7 +96,7 @@ class Control:
             self.rank,
             self.endpoints["link_address"],
             state.read_secret("join.secret").encode(),
-            lambda owner: self.sessions.wake(owner),
+            self._wake_owner,
         )
         self.gateway = GatewayService(self.store)
         self.notebooks = NotebookService(
@@ -107,10 +112,23 @@ class Control:
             SessionRoutes(self.gateway, state, self.owner_token),
             SessionServers(state, self.endpoints["public_url"]),
         )
+        self.jobs = JobService(
+            self.store,
+            self.clock,
+            self.ids,
+            LocalBlobs(state.blobs),
+            lambda key: self.running.wake(key),
+        )
+        self.job_loop = JobController(
+            self.jobs, self.fleet, self.store, self.clock, self.ids, LinkedJobs(self.links)
+        )
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(
             self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
+        )
+        self.running = KeyedQueue(
+            self.job_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
         )
         self._asides: set[asyncio.Task[None]] = set()
 
@@ -187,7 +205,11 @@ class Control:
         except Gone:
             return
         self.claims.wake(instance.parent)
-        self.sessions.wake(instance.owner)
+        self._wake_owner(instance.owner)
+
+    def _wake_owner(self, owner: str) -> None:
+        """Whoever claimed a host: a job or a session."""
+        (self.running if owner.startswith("j-") else self.sessions).wake(owner)
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -219,6 +241,8 @@ class Control:
             self.claims.wake(key)
         for key in await self.notebook_loop.keys():
             self.sessions.wake(key)
+        for key in await self.job_loop.keys():
+            self.running.wake(key)
         await self._host_routes()
         for provider_id in await self.fleet_loop.sweep():
             log.warning("ended %s, which no row knows", provider_id)
@@ -240,6 +264,7 @@ class Control:
         """The REST door."""
         views = Views(
             notebooks=self.notebooks,
+            jobs=self.jobs,
             fleet=self.fleet,
             links=self.links,
             store=self.store,
@@ -250,14 +275,19 @@ class Control:
             version=importlib.metadata.version("roost"),
         )
         default = settings(str(self.state.root)).image
+
+        def image(name: str) -> Image:
+            return load_image(name or default)
+
         return RestDoor(
             notebooks=self.notebooks,
             fleet=self.fleet,
             store=self.store,
             clock=self.clock,
             views=views,
-            load_image=lambda name: load_image(name or default),
+            load_image=image,
             check_ask=self.check_ask,
+            jobs=JobDoor(jobs=self.jobs, load_image=image, check_ask=self.check_ask),
             owner_token=self.owner_token,
         )
 
@@ -283,6 +313,7 @@ class Control:
             await asyncio.gather(resync, return_exceptions=True)
             await self.claims.stop()
             await self.sessions.stop()
+            await self.running.stop()
             await self.notebook_loop.stop()
             await self.links.close()
             await publisher.close()

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from roost.client.model import CostView, HostView, MoveView, SessionView, StoryView
+from roost.client.model import CostView, HostView, JobView, MoveView, SessionView, StoryView
 from roost.doors.cli.context import age, clock
 
 STATE_STYLE = {
@@ -19,6 +19,9 @@ STATE_STYLE = {
     "booting": "cyan",
     "lost": "red",
     "failed": "red",
+    "finished": "green",
+    "leaving": "yellow",
+    "accepted": "cyan",
     "stopped": "dim",
     "terminated": "dim",
 }
@@ -76,6 +79,43 @@ def hosts(views: Sequence[HostView]) -> Table:
             f"{view.cpu_percent:.0f}%" if view.connected else "-",
             memory,
             "\n".join(view.tasks) or "-",
+        )
+    return table
+
+
+def jobs(views: Sequence[JobView]) -> Table:
+    """Jobs, one row each."""
+    table = Table(title="Jobs", title_justify="left")
+    for name in ("id", "name", "state", "run", "exit", "command", "offer", "saved", "age"):
+        table.add_column(name, overflow="fold")
+    for view in views:
+        table.add_row(
+            view.id,
+            view.name,
+            _state(view.state),
+            str(view.epoch),
+            "-" if view.exit_code is None else str(view.exit_code),
+            " ".join(view.argv)[:80],
+            view.offer.key if view.offer else "-",
+            f"{age(view.saved_at_s)} ago" if view.saved_at_s is not None else "-",
+            age(view.created_s, view.ended_s),
+        )
+    return table
+
+
+def runs(view: JobView) -> Table:
+    """The runs of a job that have ended, and why each did."""
+    table = Table(title="Runs", title_justify="left")
+    for name in ("run", "host", "offer", "seconds", "exit", "ended because"):
+        table.add_column(name, overflow="fold")
+    for run in view.runs:
+        table.add_row(
+            str(run.epoch),
+            run.host_id,
+            run.offer,
+            f"{run.ended_s - run.started_s:.1f}",
+            "-" if run.exit_code is None else str(run.exit_code),
+            run.reason,
         )
     return table
 

@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -14,11 +14,12 @@ from starlette.routing import Route
 from roost.client.model import (
     InterruptHost,
     MoveNotebook,
-    Problem,
     StartNotebook,
     StatusView,
     StoryView,
 )
+from roost.doors.rest.jobs import JobDoor
+from roost.doors.rest.plumbing import STATUS, answer, ask_of, one_of, problem, read
 from roost.doors.rest.views import Views
 from roost.fleet.model import Spread
 from roost.fleet.service import FleetService
@@ -26,21 +27,8 @@ from roost.notebooks.service import NotebookService
 from roost.ports.clock import Clock
 from roost.ports.errors import Invalid, RoostError
 from roost.ports.store import Store
-from roost.ports.values import Ask, Image, PurchaseOption
+from roost.ports.values import Ask, Image
 
-LARGEST_BODY = 1 << 20
-STATUS = {
-    "invalid": 400,
-    "denied": 403,
-    "gone": 404,
-    "conflict": 409,
-    "stale_epoch": 409,
-    "retry": 503,
-    "no_capacity": 503,
-    "never": 422,
-}
-
-T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,6 +45,7 @@ class RestDoor:
         views: Views,
         load_image: Callable[[str], Image],
         check_ask: Callable[[Ask], Awaitable[None]],
+        jobs: JobDoor,
         owner_token: str,
     ) -> None:
         self._notebooks = notebooks
@@ -66,6 +55,7 @@ class RestDoor:
         self._views = views
         self._load_image = load_image
         self._check_ask = check_ask
+        self._jobs = jobs
         self._owner_token = owner_token
         self._started_s = clock.monotonic_s()
 
@@ -91,6 +81,10 @@ class RestDoor:
         routes = [
             Route(path, self._guarded(partial(endpoint, self)), methods=[method])
             for method, path, endpoint in self.table()
+        ]
+        routes += [
+            Route(path, self._guarded(partial(endpoint, self._jobs)), methods=[method])
+            for method, path, endpoint in JobDoor.table()
         ]
         return Starlette(routes=routes)
 
@@ -184,56 +178,3 @@ class RestDoor:
     async def cost(self, _request: Request) -> Response:
         """The bill so far."""
         return answer(await self._views.cost())
-
-
-async def read(request: Request, type_: type[T]) -> T:
-    """The typed body. ``Invalid`` says what is wrong with it and where."""
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > LARGEST_BODY:
-            raise Invalid(f"the body is over {LARGEST_BODY} bytes")
-    try:
-        return msgspec.json.decode(content or b"{}", type=type_)
-    except msgspec.DecodeError as error:
-        raise Invalid(f"the body is not what this call takes: {error}") from error
-
-
-def ask_of(body: StartNotebook) -> Ask:
-    """The ask of a start request. ``Invalid`` for impossible numbers."""
-    if body.vcpus <= 0 or body.memory_gib <= 0 or body.gpus < 0:
-        raise Invalid("vcpus and memory_gib must be above zero")
-    options = tuple(one_of(PurchaseOption, o, "purchase option") for o in body.purchase_options)
-    return Ask(
-        vcpus=body.vcpus,
-        memory_gib=body.memory_gib,
-        gpus=body.gpus,
-        clouds=body.clouds,
-        regions=body.regions,
-        instance_types=body.instance_types,
-        purchase_options=options,
-        max_usd_hour=body.max_usd_hour,
-        near=body.near,
-    )
-
-
-def one_of(kind: Any, text: str, what: str) -> Any:
-    """The enum member of ``text``. ``Invalid`` lists the members."""
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise Invalid(f"{what} {text!r} is unknown", hint=f"one of {', '.join(kind)}") from error
-
-
-def answer(value: Any, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def problem(status: int, code: str, detail: str, hint: str = "") -> Response:
-    """An error as problem details (RFC 9457)."""
-    body = Problem(title=code.replace("_", " "), status=status, detail=detail, code=code, hint=hint)
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return Response(
-        msgspec.json.encode(body), status, headers, media_type="application/problem+json"
-    )

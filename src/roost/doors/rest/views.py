@@ -14,6 +14,7 @@ from roost.client.model import (
 )
 from roost.fleet.model import ClaimView, Instance
 from roost.fleet.service import FleetService, live
+from roost.jobs.service import JobService
 from roost.notebooks.model import MoveRecord, Session
 from roost.notebooks.service import NotebookService
 from roost.ports.errors import Gone
@@ -30,6 +31,7 @@ class Views:
         self,
         *,
         notebooks: NotebookService,
+        jobs: JobService,
         fleet: FleetService,
         links: Links,
         store: Store,
@@ -40,6 +42,7 @@ class Views:
         version: str,
     ) -> None:
         self._notebooks = notebooks
+        self._jobs = jobs
         self._fleet = fleet
         self._links = links
         self._store = store
@@ -95,10 +98,12 @@ class Views:
         return self._host(await self._fleet.instance(host_id))
 
     async def story(self, object_id: str, after: int) -> list[StoryView]:
-        """An object's story; a session's includes those of its hosts, by time."""
+        """An object's story; a session's or job's includes those of its hosts, by time."""
         ids = {object_id}
         instances = await self._fleet.instances()
-        if object_id.startswith("s-") or not object_id.startswith(("i-", "c-")):
+        if object_id.startswith("j-"):
+            ids |= {i.id for i in instances if i.owner == object_id}
+        elif object_id.startswith("s-") or not object_id.startswith(("i-", "c-")):
             session = await self._notebooks.get(object_id)
             ids = {session.id, *(i.id for i in instances if i.owner == session.id)}
         lines: list[StoryLine] = []
@@ -118,6 +123,9 @@ class Views:
         for session in await self._notebooks.list_all():
             sessions[str(session.state)] = sessions.get(str(session.state), 0) + 1
         hosts: dict[str, int] = {}
+        jobs: dict[str, int] = {}
+        for job in await self._jobs.list_all():
+            jobs[str(job.state)] = jobs.get(str(job.state), 0) + 1
         usd_hour = 0.0
         for instance in await self._fleet.instances():
             hosts[str(instance.state)] = hosts.get(str(instance.state), 0) + 1
@@ -128,6 +136,7 @@ class Views:
             state_dir=self._state_dir,
             public_url=self._public_url,
             sessions=sessions,
+            jobs=jobs,
             hosts=hosts,
             edges=self._edges,
             uptime_s=uptime_s,
