@@ -67,8 +67,8 @@ def backends(sheets: Iterable[Sheet]) -> list[BackendState]:
                 found[key] = msgspec.structs.replace(one)
                 continue
             known.active += one.active
-            known.failures += one.failures
-            known.ejections += one.ejections
+            for name in ("failures", "refused", "reset", "timed_out", "ejections"):
+                setattr(known, name, getattr(known, name) + getattr(one, name))
             known.ewma_s += one.ewma_s
             if _WORST.get(one.state, 0) > _WORST.get(known.state, 0):
                 known.state = one.state
@@ -138,6 +138,9 @@ def _backends(summary: Summary, counts: list[Count]) -> list[dict[str, Any]]:
             "in_flight": one.active,
             "latency_s": one.ewma_s,
             "failures": one.failures,
+            "refused": one.refused,
+            "reset": one.reset,
+            "timed_out": one.timed_out,
             "ejections": one.ejections,
             **_figures(_summed(by_backend.get((one.service, one.backend), ()))),
         }
@@ -270,7 +273,6 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
     for name, kind, text in (
         ("active", "gauge", "Requests and tunnels under way."),
         ("ewma_s", "gauge", "Mean latency of good answers, seconds."),
-        ("failures", "counter", "Requests that failed there."),
         ("ejections", "gauge", "Times in a row it was taken out; 0 when it is well again."),
     ):
         family = f"roost_gateway_backend_{name}" + ("_total" if kind == "counter" else "")
@@ -283,6 +285,17 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
                 for one in found
             ),
         )
+    family = "roost_gateway_backend_failures_total"
+    page.family(
+        family,
+        "counter",
+        "Requests that failed there: no connection, a broken one, no answer in time, a bad answer.",
+        (
+            _line(family, value, service=one.service, backend=one.backend, kind=kind)
+            for one in found
+            for kind, value in _failures(one).items()
+        ),
+    )
     family = "roost_gateway_backend_state"
     page.family(
         family,
@@ -294,6 +307,11 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
             for state in _STATES
         ),
     )
+
+
+def _failures(one: BackendState) -> dict[str, int]:
+    known = {"refused": one.refused, "reset": one.reset, "timeout": one.timed_out}
+    return {**known, "answer": one.failures - sum(known.values())}
 
 
 def _totals(page: _Page, total: Sheet) -> None:

@@ -23,7 +23,7 @@ from roost.proxy.front import ClientConnection, Proxy
 from roost.proxy.heads import Request
 from roost.proxy.http2 import AlpnFront, Http2Front
 from roost.proxy.leaving import Leaving
-from roost.proxy.plan import Observer, Plan, Stream
+from roost.proxy.plan import Observer, Plan, Stream, Tally
 from roost.proxy.pool import BackendConnection, Pool
 from roost.proxy.protect import Guards
 from roost.proxy.proxy_protocol import Address, ProxiedConnection
@@ -83,7 +83,21 @@ def shared_out(gateway: policy.Gateway, workers: int) -> policy.Gateway:
             )
             route = msgspec.structs.replace(route, hold=hold)
         routes.append(route)
-    return msgspec.structs.replace(gateway, routes=tuple(routes))
+    return msgspec.structs.replace(gateway, routes=tuple(routes), services=_services(gateway))
+
+
+def _services(gateway: policy.Gateway) -> tuple[policy.Service, ...]:
+    """Those that only TCP listeners use speak who knows what: they are offered no protocol."""
+    used = {route.service for route in gateway.routes}
+    used |= {share.service for route in gateway.routes for share in route.split}
+    found = []
+    for service in gateway.services:
+        if service.tls is not None and service.name not in used:
+            service = msgspec.structs.replace(
+                service, tls=msgspec.structs.replace(service.tls, alpn=())
+            )
+        found.append(service)
+    return tuple(found)
 
 
 _Make = Callable[[Address | None], asyncio.Protocol]
@@ -205,9 +219,10 @@ class Plane:
         self._health = table
         health.apply(table, self._upstreams.values(), asyncio.get_running_loop().time())
 
-    def observe(self, observer: Observer | None, *, id_prefix: bytes) -> None:
+    def observe(self, observer: Observer | None, *, tally: Tally | None, id_prefix: bytes) -> None:
         """Who is told of finished requests; with a prefix they get ids."""
         self._proxy.observer = observer
+        self._proxy.tally = tally
         self._proxy.id_prefix = id_prefix
         for route in self._tcp.values():
             route.observer = observer
@@ -352,9 +367,17 @@ class Plane:
                 each.ewma_s,
                 each.failures,
                 each.ejections,
+                each.refused,
+                each.resets,
+                each.timeouts,
             )
             for each in self.members()
         ]
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Heads that broke the protocol, by reason."""
+        return dict(self._proxy.refused)
 
     def numbers(self) -> tuple[dict[str, int], dict[str, int]]:
         """Totals and gauges."""
@@ -362,7 +385,7 @@ class Plane:
         totals = {
             "connections": self._accepted,
             "requests": proxy.requests,
-            "protocol_errors": proxy.refused,
+            "protocol_errors": sum(proxy.refused.values()),
             "tls_handshakes": self._handshakes,
             "tls_resumed": self._resumed,
         }

@@ -170,7 +170,12 @@ class Worker:
         if self._writer is not None:
             observer = _Both(self._counters, self._writer)
         prefix = b"%x-%x-" % (int(self._inherited.unix_s()), os.getpid())
-        self._plane.observe(observer, id_prefix=prefix if self._writer is not None else b"")
+        alone = counted and self._writer is None
+        self._plane.observe(
+            observer,
+            tally=self._counters.tally if alone else None,
+            id_prefix=prefix if self._writer is not None else b"",
+        )
 
     async def _drain(self, seconds: float, silenced: bool) -> None:
         if silenced:
@@ -194,12 +199,18 @@ class Worker:
         sheet = Sheet(
             version=self._version,
             counts=self._counters.counts(),
-            refused=self._counters.refused,
+            refused=self._refused(),
             totals=totals,
             gauges=gauges,
             backends=self._plane.backends(),
         )
         self._inherited.table.write(self._inherited.index, sheet)
+
+    def _refused(self) -> dict[str, int]:
+        found = dict(self._counters.refused)
+        for reason, count in self._plane.refused.items():
+            found[reason] = found.get(reason, 0) + count
+        return found
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

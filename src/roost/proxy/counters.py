@@ -28,8 +28,22 @@ BOUNDS_S = (
 """Upper bounds of the latency histogram."""
 HALF_BYTES = 2 << 20
 """Room for a row (some 10,000 pairs of route and backend); pages never written cost nothing."""
-REASONS = 100
-"""Most reasons counted apart: they are texts of ours, but a bound costs nothing."""
+REASONS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "no_route",
+    405: "method",
+    408: "timeout",
+    413: "too_large",
+    429: "rate",
+    431: "too_large",
+    502: "unreachable",
+    503: "unavailable",
+    504: "backend_timeout",
+}
+"""Why requests are answered here, by the status they get. Heads that broke the protocol have their own:
+see ``FramingError``."""
 OTHER = "other"
 
 
@@ -74,6 +88,10 @@ class BackendState(msgspec.Struct, array_like=True):
     ewma_s: float
     failures: int
     ejections: int
+    refused: int = 0
+    reset: int = 0
+    timed_out: int = 0
+    """Of the failures: no connection, a broken one, no answer in time. The rest were answers."""
 
 
 class Sheet(msgspec.Struct):
@@ -119,6 +137,19 @@ class Counters:
         if record.outcome != "ok" or record.retries or record.hedged or record.refused:
             self._note(record, count)
 
+    def tally(
+        self, route: str, upstream: "Upstream", status: int, seconds: float, size: int
+    ) -> None:
+        """See ``plan.Tally``."""
+        try:
+            count = self._counts[route, upstream]
+        except KeyError:
+            count = self._counts[route, upstream] = _begun(route, upstream)
+        count.statuses[status // 100] += 1
+        count.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+        count.seconds += seconds
+        count.bytes_out += size
+
     def _note(self, record: Finished, count: Count) -> None:
         """What is not the rule."""
         if record.outcome == "cut":
@@ -128,11 +159,8 @@ class Counters:
         count.retries += record.retries
         count.hedges += record.hedged
         if record.refused:
-            refused = self.refused
-            reason = record.refused
-            if reason not in refused and len(refused) >= REASONS:
-                reason = OTHER
-            refused[reason] = refused.get(reason, 0) + 1
+            reason = REASONS.get(record.status, OTHER)
+            self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def settle(self, present: Iterable["Upstream"]) -> None:
         """Fold the counts of backends that are not ``present`` (any more) into plain totals."""

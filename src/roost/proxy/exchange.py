@@ -13,7 +13,7 @@ from roost.proxy.plan import Finished, Plan, Stream
 from roost.proxy.pool import Backend, BackendConnection
 from roost.proxy.responses import ResponseHead, ResponseReader, read_response
 from roost.proxy.tunnel import Tunnel
-from roost.proxy.upstream import Outcome
+from roost.proxy.upstream import Outcome, Upstream
 
 _OK = Outcome.OK
 LAST_CHUNK = b"0\r\n\r\n"
@@ -126,10 +126,15 @@ class Exchange(Attempts):
         now_s = self._time()
         if head.load is not None:
             back.upstream.report(*head.load, now_s)  # type: ignore[union-attr]  # simple: it has one
-        back.upstream.end(_OK, now_s - back.began_s, now_s)  # type: ignore[union-attr]
+        upstream: Upstream = back.upstream  # type: ignore[assignment]
+        upstream.end(_OK, now_s - back.began_s, now_s)
         self.back = None
-        self.proxy.pool.give(back, now_s)
-        if self.proxy.observer is not None:
+        proxy = self.proxy
+        proxy.pool.give(back, now_s)
+        if proxy.tally is not None:
+            seconds = now_s - self.began_s
+            proxy.tally(self.plan.name, upstream, head.status, seconds, len(data))  # type: ignore[union-attr]
+        elif proxy.observer is not None:
             self._status = head.status
             self.bytes_out = len(data)
             self._observe()

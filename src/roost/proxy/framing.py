@@ -48,13 +48,27 @@ Fields = list[tuple[bytes, bytes]]
 """Lower-case names and stripped values, in order."""
 
 
+_REASONS = {
+    408: "timeout",
+    413: "too_large",
+    414: "too_large",
+    417: "expectation",
+    431: "too_large",
+    501: "method",
+    505: "version",
+}
+
+
 class FramingError(Exception):
     """The peer broke the protocol. ``status`` is what a client is told; the connection must close."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, desync: bool = False) -> None:
+        """``desync``: two servers could have read it as different requests."""
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = "desync" if desync else _REASONS.get(status, "syntax")
+        """One of a few, for counters."""
 
 
 def head_end(buffer: bytes, start: int = 0) -> int:
@@ -69,7 +83,7 @@ def head_end(buffer: bytes, start: int = 0) -> int:
     if at >= 0 or len(buffer) > HEAD_LIMIT:
         raise too_large(buffer, HEAD_LIMIT)
     if _BARE_LF.search(buffer, max(0, start - 1)):
-        raise FramingError(400, "a line ends with a bare line feed")
+        raise FramingError(400, "a line ends with a bare line feed", desync=True)
     return -1
 
 
@@ -122,7 +136,7 @@ def split_fields(block: bytes) -> Fields:
 def _bad_start(head: bytes) -> FramingError:
     line = head.split(b"\n", 1)[0].rstrip(b"\r")
     if _CONTROL.search(line):
-        return FramingError(400, "a control character in the request line")
+        return FramingError(400, "a control character in the request line", desync=True)
     parts = line.split(b" ")
     if len(parts) == 3 and re.fullmatch(rb"HTTP/\d\.\d", parts[2]) and parts[2][:7] != b"HTTP/1.":
         return FramingError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
@@ -132,17 +146,19 @@ def _bad_start(head: bytes) -> FramingError:
 def bad_fields(block: bytes) -> FramingError:
     """Say which rule was broken (the slow path: only for heads that are refused)."""
     if b"\x00" in block:
-        return FramingError(400, "a NUL byte in the head")
+        return FramingError(400, "a NUL byte in the head", desync=True)
     if _BARE_LF.search(block) or _BARE_CR.search(block):
-        return FramingError(400, "a line ends with a bare carriage return or line feed")
+        return FramingError(
+            400, "a line ends with a bare carriage return or line feed", desync=True
+        )
     if _CONTROL.search(block):
-        return FramingError(400, "a control character in the head")
+        return FramingError(400, "a control character in the head", desync=True)
     for line in block.split(b"\r\n"):
         if line[:1] in (b" ", b"\t"):
-            return FramingError(400, "a folded field (obs-fold)")
+            return FramingError(400, "a folded field (obs-fold)", desync=True)
         name, colon, _ = line.partition(b":")
         if colon and name.rstrip(b" \t") != name:
-            return FramingError(400, "a space before the colon of a field")
+            return FramingError(400, "a space before the colon of a field", desync=True)
     return FramingError(400, "a malformed field")
 
 
@@ -247,9 +263,9 @@ class ChunkedBody:
         if match is None:
             line_end = data.find(b"\n", at)
             if line_end >= 0 or len(data) - at >= CHUNK_LINE_LIMIT:
-                raise FramingError(400, "a malformed chunk size")
+                raise FramingError(400, "a malformed chunk size", desync=True)
             if re.match(rb"[0-9A-Fa-f]{1,15}(?![0-9A-Fa-f])|[0-9A-Fa-f]{0,15}$", data[at:]) is None:
-                raise FramingError(400, "a malformed chunk size")
+                raise FramingError(400, "a malformed chunk size", desync=True)
             return -1
         self._need = int(match[1], 16)
         self._state = self._DATA if self._need else self._TRAILERS
@@ -262,7 +278,7 @@ class ChunkedBody:
             return at + 2
         if end == b"\r":
             return -1
-        raise FramingError(400, "a chunk does not end where its size says")
+        raise FramingError(400, "a chunk does not end where its size says", desync=True)
 
     def _trailers(self, data: bytes, at: int) -> int:
         if data.startswith(b"\r\n", at):
@@ -273,13 +289,13 @@ class ChunkedBody:
             if len(data) - at > TRAILER_LIMIT:
                 raise FramingError(431, f"trailers larger than {TRAILER_LIMIT >> 10} KiB")
             if _BARE_LF.search(data, at):
-                raise FramingError(400, "a trailer line ends with a bare line feed")
+                raise FramingError(400, "a trailer line ends with a bare line feed", desync=True)
             return -1
         if end + 4 - at > TRAILER_LIMIT:
             raise FramingError(431, f"trailers larger than {TRAILER_LIMIT >> 10} KiB")
         self.trailers = split_fields(data[at : end + 4])
         for name, _ in self.trailers:
             if name in _NOT_IN_TRAILERS:
-                raise FramingError(400, f"{name.decode()} in the trailers")
+                raise FramingError(400, f"{name.decode()} in the trailers", desync=True)
         self.done = True
         return end + 4

@@ -21,7 +21,7 @@ from roost.proxy.attempts import Attempts
 from roost.proxy.exchange import Exchange
 from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT, FramingError, head_end, too_large
 from roost.proxy.heads import MEMO_KEY, Origin, Request, read_request
-from roost.proxy.plan import Observer, Plan, Router
+from roost.proxy.plan import Observer, Plan, Router, Tally
 from roost.proxy.pool import Pool
 from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
 from roost.proxy.websocket import WebSocketTunnel
@@ -87,6 +87,8 @@ class Proxy:
     limits: Limits = field(default_factory=Limits)
     pool: Pool = field(default_factory=Pool)
     observer: Observer | None = None
+    tally: Tally | None = None
+    """Where the observer only counts: told of the ordinary exchanges in its place, for less."""
     trusted: tuple[Network, ...] = ()
     """Clients whose forwarding fields are believed."""
     id_prefix: bytes = b""
@@ -99,8 +101,8 @@ class Proxy:
     per_client: Counter[str] = field(default_factory=Counter)
     tunnels: set[Tunnel] = field(default_factory=set)
     requests: int = 0
-    refused: int = 0
-    """Heads that broke the protocol."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Heads that broke the protocol, by reason."""
     draining: bool = False
     _origins: dict[tuple[str, str, bool], Origin] = field(default_factory=dict)
     _origins_by: tuple[object, ...] = ()
@@ -121,7 +123,7 @@ class Proxy:
                 client,
                 listener=listener,
                 secure=secure,
-                trusted=self._trusts(client),
+                trusts=self._trusts,
                 ids=bool(self.id_prefix),
             )
         return known
@@ -546,7 +548,7 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.fail(answer)
             return
         self.write_answer(answer, None, close=True)
-        self.proxy.refused += 1
+        self.proxy.refused[error.reason] += 1
         self.linger()
 
     def tunnel(

@@ -6,6 +6,7 @@ to four times cheaper. Never does I/O; never keeps more than ``MEMO_ENTRIES`` he
 
 import ipaddress
 import re
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from roost.proxy import framing
@@ -40,6 +41,10 @@ PAUSE = 4096
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]+)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?][^#]*)?", re.IGNORECASE)
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_NODE = re.compile(
+    rb"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)"
+)
+"""An address as proxies write it, some with a port."""
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
 
@@ -79,7 +84,7 @@ _names = Names(
 class Origin:
     """Whom requests come from: what is the same for all of them. One object per client and listener."""
 
-    __slots__ = ("client", "ids", "lines", "listener", "node", "proto", "trusted")
+    __slots__ = ("client", "ids", "lines", "listener", "node", "proto", "trusted", "trusts")
 
     def __init__(
         self,
@@ -87,14 +92,16 @@ class Origin:
         *,
         listener: str = "",
         secure: bool = False,
-        trusted: bool = False,
+        trusts: Callable[[str], bool] = lambda address: False,
         ids: bool = False,
     ) -> None:
         self.client = client
         """The peer's address."""
         self.listener = listener
         self.proto = b"https" if secure else b"http"
-        self.trusted = trusted
+        self.trusts = trusts
+        """Whether an address is one of the proxies before us."""
+        self.trusted = trusts(client)
         """Its forwarding fields are believed."""
         self.ids = ids
         """Requests get an id of ours where they have no trusted one."""
@@ -329,7 +336,7 @@ def read_request(head: bytes, origin: Origin) -> Request:
     if http11 and not fields.host:
         raise FramingError(400, "an HTTP/1.1 request needs a Host field")
     if fields.chunked and not http11:
-        raise FramingError(400, "Transfer-Encoding in an HTTP/1.0 request")
+        raise FramingError(400, "Transfer-Encoding in an HTTP/1.0 request", desync=True)
     request = Request(method, target, http11, fields, origin, len(head))
     _requests.put(head, request)
     return request
@@ -386,7 +393,7 @@ _host_names: dict[bytes, bytes] = {}
 
 def _read_host(fields: RequestFields, hosts: list[bytes]) -> None:
     if len(hosts) > 1:
-        raise FramingError(400, "Host is given more than once")
+        raise FramingError(400, "Host is given more than once", desync=True)
     host = hosts[0]
     name = _host_names.get(host)
     if name is None:
@@ -432,12 +439,22 @@ def _first(pairs: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes:
 
 
 def _claimed(fields: RequestFields, origin: Origin) -> str:
-    """The client a trusted proxy names last; the proxy itself where it names none that can be read."""
-    text = _first(fields.ours, b"x-forwarded-for").rsplit(b",", 1)[-1].strip()
-    try:
-        return str(ipaddress.ip_address(text.decode("ascii")))
-    except ValueError:
-        return origin.client
+    """The client behind a trusted proxy: from the right, the first address that is not a trusted
+    proxy's too. What cannot be read ends the walk: nothing left of it can be believed."""
+    client = origin.client
+    for text in reversed(_first(fields.ours, b"x-forwarded-for").split(b",")):
+        match = _NODE.fullmatch(text.strip(b" \t"))
+        try:
+            client = str(
+                ipaddress.ip_address(
+                    (match[1] or match[2] or match[3]).decode("ascii") if match else ""
+                )
+            )
+        except ValueError:
+            break
+        if not origin.trusts(client):
+            break
+    return client
 
 
 def _forwarding(fields: RequestFields, origin: Origin) -> bytes:

@@ -116,6 +116,10 @@ class Observer(Protocol):
         """Must be quick and never raise."""
 
 
+Tally = Callable[[str, "Upstream", int, float, int], None]
+"""Told of an ordinary exchange that is over: route, backend, status, seconds, bytes of the answer."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """Answer 101 with ``protocol`` and join the client to ``transport``."""

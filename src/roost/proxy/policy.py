@@ -115,6 +115,8 @@ class TlsOrigin(_Policy, frozen=True, kw_only=True):
     certificate: str | None = None
     key: str | None = None
     """Ours, for mutual TLS (PEM files)."""
+    alpn: tuple[str, ...] = ("http/1.1",)
+    """Protocols offered. Services that only TCP listeners use are offered none."""
 
 
 class Service(_Policy, frozen=True, kw_only=True):

@@ -53,6 +53,12 @@ def note(member: "Upstream", outcome: Outcome, seconds: float, now_s: float) -> 
             member.owner.eject(member, now_s)
         return
     member.failures += 1
+    if outcome is Outcome.REFUSED:
+        member.refused += 1
+    elif outcome is Outcome.RESET:
+        member.resets += 1
+    elif outcome is Outcome.TIMED_OUT:
+        member.timeouts += 1
     member.streak += 1
     _remember(member, 1)
     member.fail_rate += (1.0 - member.fail_rate) * FAIL_SHARE

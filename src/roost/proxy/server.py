@@ -49,6 +49,9 @@ class ProxyServer:
         ``ClientConnection`` (a PROXY header before it, HTTP/2 instead of it). Closing the answer stops
         accepting; connections go on.
         """
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Accepted sockets inherit it; asyncio itself sets it on some kinds of socket only.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop = asyncio.get_running_loop()
         name = listener.name if listener is not None else ""
         secure = tls is not None

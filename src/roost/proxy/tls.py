@@ -329,13 +329,11 @@ def alpn_of(listener: policy.Listener) -> tuple[str, ...]:
 # --- backends -------------------------------------------------------------------------------------
 
 
-def origin_context(
-    origin: policy.TlsOrigin, *, alpn: Sequence[str] = ("http/1.1",)
-) -> ssl.SSLContext:
+def origin_context(origin: policy.TlsOrigin) -> ssl.SSLContext:
     """The context of connections to the backends of a service. Raises ``Invalid``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
+    if origin.alpn:
+        context.set_alpn_protocols(list(origin.alpn))
     if not origin.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -60,8 +60,10 @@ class Upstream:
         "outrun",
         "owner",
         "recent",
+        "refused",
         "report_s",
         "reported_slots",
+        "resets",
         "room",
         "samples",
         "seen",
@@ -74,6 +76,7 @@ class Upstream:
         "sticky_id",
         "streak",
         "stuck_since_s",
+        "timeouts",
         "trial_until_s",
         "watched",
         "weight",
@@ -98,6 +101,8 @@ class Upstream:
         self.served = 0
         """Good answers."""
         self.failures = 0
+        self.refused = self.resets = self.timeouts = 0
+        """Of the failures."""
         self.slope = self.floor = self.step = self.weight = 1.0
         """``active * slope + floor`` is the score; ``step`` the distance between its turns."""
         self.others = 0

@@ -63,15 +63,28 @@ def test_requests_are_counted_by_route_and_backend() -> None:
     assert (first.retries, first.hedges, first.gone, first.bytes_out) == (2, 1, 1, 300)
     assert by_backend["127.0.0.1:81"].cut == 1
     assert by_backend[""].statuses[4] == 1
-    assert counters.refused == {"no route": 1}
+    assert counters.refused == {"no_route": 1}
 
 
-def test_reasons_are_bounded() -> None:
+def test_reasons_are_few_and_known() -> None:
     counters = Counters()
-    for number in range(REASONS + 50):
-        counters.done(finished(outcome="own", refused=f"reason {number}"))
-    assert len(counters.refused) == REASONS + 1
-    assert counters.refused[OTHER] == 50
+    for status in range(400, 600):
+        counters.done(
+            finished(status=status, outcome="own", refused=f"there is no route for {status}")
+        )
+    assert set(counters.refused) == {*REASONS.values(), OTHER}
+    assert sum(counters.refused.values()) == 200
+
+
+def test_a_tally_is_what_a_whole_record_would_have_counted() -> None:
+    by_record, by_tally = Counters(), Counters()
+    one = upstream()
+    for seconds in (0.0001, 0.003, 99.0):
+        record = finished(one, seconds=seconds)
+        record.bytes_in = 0
+        by_record.done(record)
+        by_tally.tally("all", one, 200, seconds, 100)
+    assert by_tally.counts() == by_record.counts()
 
 
 @given(st.lists(st.floats(0, 100), max_size=50))

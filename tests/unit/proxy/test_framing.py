@@ -90,6 +90,28 @@ def test_a_head_without_end_is_refused_at_64_kib() -> None:
         framing.head_end(b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("6.6.6.6, 198.51.100.7", "198.51.100.7"),
+        ("6.6.6.6, 198.51.100.7, 10.0.0.2", "198.51.100.7"),
+        ("198.51.100.7:4711, 10.0.0.3:80", "198.51.100.7"),
+        ("[2001:db8::1]:80, 10.0.0.3", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("6.6.6.6, unknown, 10.0.0.2", "10.0.0.2"),
+        ("10.0.0.4, 10.0.0.2", "10.0.0.4"),
+        ("", "10.0.0.1"),
+    ],
+)
+def test_the_client_is_the_first_from_the_right_that_is_no_proxy_of_ours(
+    said: str, client: str
+) -> None:
+    origin = Origin("10.0.0.1", trusts=lambda address: address.startswith("10."))
+    request = read_request(head(GET, "Host: a", f"X-Forwarded-For: {said}"), origin)
+    assert request.client == client
+
+
 def test_a_target_without_end_is_too_long() -> None:
     with pytest.raises(FramingError) as caught:
         framing.head_end(b"GET /" + b"a" * 70_000)

@@ -139,7 +139,7 @@ def test_backends_do_not_see_a_hidden_cookie() -> None:
 def test_a_redirect_believes_the_scheme_of_a_trusted_proxy_alone() -> None:
     location = Location(policy.Redirect(host="b.example"))
     line = "X-Forwarded-Proto: https"
-    trusted = Origin("192.0.2.1", trusted=True)
+    trusted = Origin("192.0.2.1", trusts=lambda address: address == "192.0.2.1")
     assert location.of(ask("/x?y", line, origin=trusted)) == "https://b.example/x?y"
     assert location.of(ask("/x?y", line)) == "http://b.example/x?y"
     secure = Origin("192.0.2.1", secure=True)

@@ -74,7 +74,7 @@ async def routed(
 ) -> AsyncIterator[Setup]:
     tunnels: set[Tunnel] = set()
     seen = Seen()
-    upstreams = Upstreams(service, contexts=lambda origin: origin_context(origin, alpn=()))
+    upstreams = Upstreams(service, contexts=origin_context)
     route = TcpRoute("tcp", upstreams, tunnels=tunnels, limits=limits, idle_s=idle_s, observer=seen)
 
     def front() -> asyncio.Protocol:
@@ -313,8 +313,8 @@ async def test_tls_on_both_sides(tmp_path: Path) -> None:
     pem = policy.Certificate(certificate=str(pair.certificate), key=str(pair.key))
     server = ServerTls("s", policy.Tls(certificates=(pem,)), Tickets(1), alpn=())
     client = ssl.create_default_context(cafile=str(authority.file))
-    origin = policy.TlsOrigin(ca=str(authority.file), server_name="a.example")
-    wrong = policy.TlsOrigin(ca=str(authority.file), server_name="b.example")
+    origin = policy.TlsOrigin(alpn=(), ca=str(authority.file), server_name="a.example")
+    wrong = policy.TlsOrigin(alpn=(), ca=str(authority.file), server_name="b.example")
 
     async with backend(greet, server.context) as port:
         async with routed(service(port, tls=origin), tls=server.context) as setup:
@@ -349,7 +349,7 @@ async def test_the_header_goes_before_the_handshake(tmp_path: Path) -> None:
     )
     async with origin:
         port = origin.sockets[0].getsockname()[1]
-        secure = policy.TlsOrigin(ca=str(authority.file), server_name="a.example")
+        secure = policy.TlsOrigin(alpn=(), ca=str(authority.file), server_name="a.example")
         async with routed(service(port, tls=secure, proxy_protocol=2)) as setup:
             reader, writer = await setup.client()
             assert await asyncio.wait_for(reader.readline(), 5) == b"220 ready\n"
