@@ -1,0 +1,129 @@
+"""A job on real processes: moved by a notice, taken by a kill -9 of its host, run to its end once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from roost.client.jobs import fetch, submit
+from roost.client.model import JobView, StartJob
+from tests.support.cluster import Cluster, eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+STEPS = 240
+TRAIN = f"""
+import json, os, pathlib, sys, time
+
+state = pathlib.Path(os.environ["ROOST_CHECKPOINTS"], "state.json")
+begin = json.loads(state.read_text())["step"] + 1 if state.exists() else 0
+print("begins at", begin, "with", sys.argv[1:], flush=True)
+for step in range(begin, {STEPS}):
+    with open("steps.txt", "a") as file:
+        file.write(f"{{step}}\\n")
+    part = state.with_suffix(".part")
+    part.write_text(json.dumps({{"step": step}}))
+    part.replace(state)
+    print("step", step, flush=True)
+    time.sleep(0.1)
+print("done", pathlib.Path("data/numbers.txt").read_text().strip(), flush=True)
+"""
+ASK = StartJob(argv=("python", "train.py"), memory_gib=4, near="Seoul", image="minimal")
+
+
+def project(folder: Path, script: str = TRAIN) -> Path:
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "numbers.txt").write_text("1 2 3\n")
+    (folder / "train.py").write_text(script)
+    return folder
+
+
+def steps_seen(cluster: Cluster, job_id: str) -> int:
+    text = b""
+    while more := cluster.client.job_output(job_id, len(text)):
+        text += more
+    lines = [x for x in text.decode().splitlines() if x.startswith("step ")]
+    return len(set(lines))
+
+
+def ended(cluster: Cluster, job_id: str) -> JobView:
+    def look() -> JobView | None:
+        view = cluster.client.job(job_id)
+        return view if view.ended_s is not None else None
+
+    return eventually(look, "the job ends", 240)
+
+
+def test_a_script_goes_on_after_a_notice_and_after_a_death(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    root = project(tmp_path / "project")
+    options = ["--memory", "4", "--near", "Seoul", "--image", "minimal", "--json"]
+    script = [str(root / "train.py"), "--epochs", "3"]
+    job_id = json.loads(cluster.roost("job", "run", *options, *script).stdout)["id"]
+    eventually(lambda: steps_seen(cluster, job_id) >= 10, "ten steps", 120)
+
+    first = cluster.client.job(job_id).host_id
+    cluster.client.interrupt_host(first, 20, "test")
+    eventually(lambda: cluster.client.job(job_id).epoch == 2, "it runs elsewhere", 120)
+    told = cluster.client.job(job_id).runs[0]
+    assert "notice" in told.reason
+    assert told.exit_code == -15
+    before = steps_seen(cluster, job_id)
+    eventually(lambda: steps_seen(cluster, job_id) >= before + 20, "twenty more steps", 120)
+
+    second = cluster.client.job(job_id).host_id
+    assert second != first
+    cluster.client.kill_host(second)
+    view = ended(cluster, job_id)
+    assert (view.state, view.exit_code, len(view.runs)) == ("finished", 0, 3)
+    assert "lost" in view.runs[1].reason
+
+    results = tmp_path / "results"
+    assert "steps.txt" in fetch(cluster.client, job_id, results)
+    steps = [int(x) for x in (results / "steps.txt").read_text().split()]
+    assert sorted(set(steps)) == list(range(STEPS)), "every step is there"
+    repeated = len(steps) - STEPS
+    assert repeated <= 20, f"{repeated} steps were run again"
+    logs = cluster.json("job", "logs", job_id)["output"]
+    assert "done 1 2 3" in logs
+    assert "begins at 0 with ['--epochs', '3']" in logs
+
+
+def test_the_commands_tell_how_it_went(cluster: Cluster) -> None:
+    (listed,) = cluster.json("job", "list")
+    job_id = listed["id"]
+    assert listed["state"] == "finished"
+    events = [line["event"] for line in cluster.json("story", job_id)]
+    for event in ("Accepted", "HostChosen", "RunBegun", "Noticed", "Leaving", "Finished"):
+        assert event in events, events
+    assert events.count("Finished") == 1
+    hosts = {run["host_id"] for run in listed["runs"]}
+    cost = cluster.json("cost")
+    assert hosts <= {line["host_id"] for line in cost["lines"]}, "every second is metered"
+    assert "exit code 0" in cluster.roost("job", "show", job_id).stdout
+    assert job_id in cluster.roost("job", "list").stdout
+
+    def gone() -> bool:
+        return all(h.ended_s is not None for h in cluster.client.hosts(all_=True))
+
+    eventually(gone, "its hosts are let go")
+
+
+def test_exit_codes_retries_and_stopping(cluster: Cluster, tmp_path: Path) -> None:
+    failing = project(tmp_path / "failing", "import sys; print('no'); sys.exit(3)")
+    body = ASK
+    view, _ = submit(cluster.client, failing, body)
+    stuck, _ = submit(
+        cluster.client,
+        project(tmp_path / "stuck", "import time\nprint('here', flush=True)\ntime.sleep(600)"),
+        body,
+    )
+    failed = ended(cluster, view.id)
+    assert (failed.state, failed.exit_code) == ("failed", 3)
+    assert cluster.client.job_output(view.id, 0) == b"no\n"
+
+    eventually(lambda: cluster.client.job_output(stuck.id, 0), "its output", 120)
+    stopped = cluster.json("job", "stop", stuck.id)
+    assert (stopped["state"], stopped["exit_code"]) == ("stopped", -15)
+    assert json.loads(cluster.roost("job", "logs", stuck.id, "--json").stdout)["output"] == "here\n"
