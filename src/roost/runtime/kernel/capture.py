@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.runtime.kernel import cells, process
+from roost.runtime.kernel import cells, frames, process, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.kinds import Refusal, advice_for
 from roost.runtime.kernel.naming import Singletons, globals_of, is_module, real_module
@@ -191,6 +191,7 @@ class Collector:
                 yield f"output {name}", value
         for place, iterator in self.loops.items():
             yield f"{LOOP}{place}", iterator
+        yield from tasks.roots()
         figures = sys.modules.get("matplotlib._pylab_helpers")
         if figures is not None:
             for key, manager in list(figures.Gcf.figs.items()):
@@ -284,12 +285,22 @@ class Collector:
             done = dump([values[name] for name in names], around)
         except BaseException as error:  # the user's own __reduce__ may raise anything
             if len(names) == 1:
-                faults[names[0]] = error
+                faults[names[0]] = self._blamed(values[names[0]], around) or error
             return None
         for name in names:
             self._costs[name] = done.seconds / len(names) + self._walks.get(name, 0.0)
         notes = tuple(Entry(n, REBUILT, "; ".join(done.notes)) for n in names if done.notes)
         return Fresh(tuple(names), done, notes)
+
+    def _blamed(self, value: Any, around: Surroundings) -> BaseException | None:
+        def fails(held: Any) -> BaseException | None:
+            try:
+                dump(held, around)
+            except BaseException as error:  # the user's own __reduce__ may raise anything
+                return error
+            return None
+
+        return frames.culprit(value, fails)
 
     def _around(self) -> Surroundings:
         return Surroundings(

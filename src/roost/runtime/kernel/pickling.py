@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as cloud
 
-from roost.runtime.kernel import frames, iterators, rebuild
+from roost.runtime.kernel import frames, iterators, rebuild, tasks
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
 from roost.runtime.kernel.naming import (
@@ -44,7 +44,7 @@ _RAW_KINDS = "biufcmMSUV?"
 """numpy dtype kinds whose memory holds no pointers."""
 # By id: a notebook's metaclass may define __hash__ and __eq__.
 _EXACT: dict[int, Handler] = {
-    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT}.items()
+    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT, **tasks.EXACT}.items()
 }
 
 
@@ -78,7 +78,7 @@ class Surroundings:
     def __post_init__(self) -> None:
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
         self.table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
-        self.bases = {id(kind): handler for kind, handler in bases().items()}
+        self.bases = {id(kind): handler for kind, handler in {**bases(), **tasks.BASES}.items()}
 
 
 class _Memory:

@@ -4,6 +4,8 @@ Walks references with the garbage collector's own traversal and never calls a us
 walks into modules, importable classes and functions, the namespace or what libraries hold as globals.
 """
 
+import asyncio
+import contextvars
 import gc
 import sys
 import types
@@ -38,7 +40,7 @@ _LEAVES = _ATOMS | frozenset(
     for kind in (
         types.CodeType, types.MethodDescriptorType, types.WrapperDescriptorType, types.FrameType,
         types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
-        types.ModuleType, types.TracebackType,
+        types.ModuleType, types.TracebackType, contextvars.Context,
     )
 )  # fmt: skip
 
@@ -117,7 +119,7 @@ class Walker:
             return None
         if self._array is not None and any(base is self._array for base in mro_of(kind)):
             return self._elements(value)
-        if is_module(value):
+        if is_module(value) or any(base is asyncio.AbstractEventLoop for base in mro_of(kind)):
             return None
         below = gc.get_referents(value)
         if flags & EXCEPTION:

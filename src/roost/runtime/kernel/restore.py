@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import process, rebuild
+from roost.runtime.kernel import process, rebuild, rebuild_tasks
 from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
@@ -188,7 +188,9 @@ class _Restore:
         try:
             buffers = [self._reader.buffer(buffer) for buffer in group.buffers]
             values = pickle.loads(self._reader.content(group.extents), buffers=buffers)
+            rebuild_tasks.start()
         except BaseException as error:  # the user's own __setstate__ may raise anything
+            rebuild_tasks.forget()
             return _reason(error)
         for name, value in zip(group.names, values, strict=True):
             self._set(name, value)
@@ -212,7 +214,7 @@ class _Restore:
             space[short] = value
         elif name.startswith(LOOP):
             self._loops[int(name.removeprefix(LOOP))] = value
-        elif not name.startswith("figure "):
+        elif not name.startswith(("figure ", "task ", "timer ")):
             space[name] = value
 
     def _rebuild(self, recipe: Rebuild) -> None:
