@@ -21,7 +21,7 @@ from typing import Any
 from roost.runtime.kernel import cells, frames, process, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.kinds import Refusal, advice_for
-from roost.runtime.kernel.naming import Singletons, globals_of, is_module, real_module
+from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
 from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
 
@@ -120,9 +120,11 @@ class Collector:
         # Inside a cell the counter may have been raised already (IPython 9.8): the log knows better.
         following = max((cell.count for cell in log), default=0) + 1
         made = Snapshot(execution_count=min(int(self._shell.execution_count), following))
+        process.prepare(self._base, self._shell, log, touched)
         self._singletons.update(self._base.root, self._shell.user_ns)
         self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         names = self._sort(made)
+        touched = process.widen(touched, names.modules)
         made.modules, made.namespaces = names.modules, tuple(names.namespaces)
         reaches = yield from self._walk(names.rest, touched)
         # A group with a name that is gone or was looked at is pickled anew or not at all.
@@ -155,7 +157,9 @@ class Collector:
             if value is self._shell.user_ns:
                 names.namespaces.append(name)
             elif is_module(value):
-                if real_module(value):
+                if (key := HOMES.get(id(globals_of(value)))) is not None:
+                    names.modules[name] = key
+                elif real_module(value):
                     names.modules[name] = globals_of(value)["__name__"]
                 else:
                     why = "a module made at run time"
@@ -191,6 +195,7 @@ class Collector:
                 yield f"output {name}", value
         for place, iterator in self.loops.items():
             yield f"{LOOP}{place}", iterator
+        yield from process.objects(self._base, self._shell)
         yield from tasks.roots()
         figures = sys.modules.get("matplotlib._pylab_helpers")
         if figures is not None:
@@ -351,13 +356,16 @@ class Collector:
     # --- the process -----------------------------------------------------------------------------
 
     def _process(self, made: Snapshot, around: Surroundings) -> None:
-        for name, (get, _set) in {**process.BEFORE, **process.AFTER}.items():
+        def stored(value: Any) -> bytes:
+            return dump(value, around, in_band=True).content
+
+        for name, value, error in process.pieces(self._base, self._shell):
             try:
-                value = get(self._base, self._shell)
-                if value is not None:
-                    made.state[name] = dump(value, around, in_band=True).content
-            except Exception as error:  # one piece never costs the others
-                made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(error)))
+                if error is not None:
+                    raise error
+                made.state[name] = process.stored(self._base, name, value, stored)
+            except Exception as fault:  # one piece never costs the others
+                made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(fault)))
 
 
 def _begun(value: Any) -> bool:

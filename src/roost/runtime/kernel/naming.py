@@ -3,6 +3,7 @@
 Such objects are referred to, never copied. Asks user objects nothing: no ``hasattr``, no ``==``.
 """
 
+import functools
 import sys
 import types
 from pathlib import Path
@@ -13,6 +14,14 @@ _MRO = type.__dict__["__mro__"].__get__
 _DICT = type.__dict__["__dict__"].__get__
 _NAME = type.__dict__["__qualname__"].__get__
 _MODULE_DICT = vars(types.ModuleType)["__dict__"].__get__
+
+BY_VALUE: dict[str, types.ModuleType] = {}
+"""Modules that are stored by value, attribute by attribute: those of the session's folder and those made
+at run time. By their name in ``sys.modules``; one that is not in there has a number behind its name."""
+HOMES: dict[int, str] = {}
+"""The same by the ids of their globals."""
+PATCHED: set[tuple[str, str]] = set()
+"""Globals of libraries that hold something of the notebook: no name for it in another process."""
 
 HEAP_TYPE = 1 << 9
 EXCEPTION = 1 << 30
@@ -60,6 +69,8 @@ def importable(module: object, qualname: object, value: object) -> bool:
     """Whether importing ``module`` and walking ``qualname`` gives this very object elsewhere too."""
     if type(module) is not str or type(qualname) is not str or module == "__main__":
         return False
+    if module in BY_VALUE:
+        return False
     home = sys.modules.get(module)
     if home is None or not is_module(home) or not real_module(home):
         return False
@@ -87,11 +98,36 @@ def place_of(namespace: dict[str, Any], inside: dict[str, Any]) -> str | dict[st
     """Globals as reference: None is the namespace, a word a module, else a dictionary of its own."""
     if inside is namespace:
         return None
+    if (key := HOMES.get(id(inside))) is not None:
+        return key
     name = inside.get("__name__")
     home = sys.modules.get(name) if type(name) is str else None
     if home is not None and is_module(home) and globals_of(home) is inside and real_module(home):
         return str(name)
     return inside
+
+
+def foreign(value: Any) -> bool:
+    """Whether it is code of the notebook (or of a module stored by value), or an instance of its classes."""
+    kind = type(value)
+    if kind is types.FunctionType:
+        inside = value.__globals__
+        if inside is sys.modules["__main__"].__dict__ or id(inside) in HOMES:
+            return True
+        return "__wrapped__" in value.__dict__ and foreign(value.__dict__["__wrapped__"])
+    if kind is types.MethodType:
+        return foreign(value.__func__) or foreign(value.__self__)
+    if kind in (staticmethod, classmethod):
+        return foreign(value.__func__)
+    if kind is property:
+        return any(foreign(part) for part in (value.fget, value.fset) if part is not None)
+    if kind is functools.partial:
+        return foreign(value.func)
+    cls = value if flags_of(kind) & CLASS else kind
+    if not flags_of(cls) & HEAP_TYPE:
+        return False
+    home = module_of(cls)
+    return home == "__main__" or home in BY_VALUE
 
 
 def is_module(value: object) -> bool:
@@ -144,6 +180,8 @@ class Singletons:
                 continue
             self._seen.add(name)
             inside = globals_of(module)
+            if id(inside) in HOMES:
+                continue
             if inside is not namespace and not _under(inside.get("__file__"), root):
                 self._add(name, inside)
 
@@ -155,7 +193,7 @@ class Singletons:
         module = sys.modules.get(found[0])
         if module is None or globals_of(module).get(found[1]) is not value:
             return None
-        return found
+        return None if found in PATCHED else found
 
     def _add(self, name: str, inside: dict[str, Any]) -> None:
         for attribute, value in list(inside.items()):

@@ -8,6 +8,7 @@ import copyreg
 import ctypes
 import gc
 import io
+import mmap
 import pickle
 import sys
 import time
@@ -20,13 +21,25 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as cloud
 
-from roost.runtime.kernel import frames, iterators, rebuild, tasks
+from roost.runtime.kernel import (
+    data,
+    files,
+    frames,
+    hooks,
+    iterators,
+    rebuild,
+    rebuild_data,
+    rebuild_state,
+    tasks,
+)
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
+from roost.runtime.kernel.kinds_state import STATE, state_bases, trap
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
     HEAP_TYPE,
+    HOMES,
     Singletons,
     dict_of,
     flags_of,
@@ -40,11 +53,13 @@ from roost.runtime.kernel.naming import (
 
 IN_BAND_BYTES = 64 << 10
 """Memory smaller than this goes into the pickle itself."""
+HOOK_S = 3.0
+"""So long may the notebook's own classes take to say how their instances are copied."""
 _RAW_KINDS = "biufcmMSUV?"
 """numpy dtype kinds whose memory holds no pointers."""
 # By id: a notebook's metaclass may define __hash__ and __eq__.
 _EXACT: dict[int, Handler] = {
-    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT, **tasks.EXACT}.items()
+    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT, **tasks.EXACT, **STATE}.items()
 }
 
 
@@ -78,7 +93,7 @@ class Surroundings:
     def __post_init__(self) -> None:
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
         self.table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
-        self.bases = {id(kind): handler for kind, handler in {**bases(), **tasks.BASES}.items()}
+        self.bases = {id(kind): handler for kind, handler in {**bases(), **state_bases(), **tasks.BASES}.items()}
 
 
 class _Memory:
@@ -96,7 +111,9 @@ class _Memory:
 class GroupPickler(cloudpickle.Pickler):
     """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
 
-    def __init__(self, file: io.BytesIO, around: Surroundings, in_band_bytes: int) -> None:
+    def __init__(
+        self, file: io.BytesIO, around: Surroundings, in_band_bytes: int, *, ask: bool = False
+    ) -> None:
         self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
         super().__init__(file, protocol=5, buffer_callback=self._keep)
         self.around = around
@@ -107,6 +124,10 @@ class GroupPickler(cloudpickle.Pickler):
         self.alive: list[Any] = []
         self._memories: dict[tuple[int, int], _Memory] = {}
         self._kinds: dict[int, tuple[type, Handler | None]] = {}
+        self.ask = ask
+        """Whether classes of the notebook are asked how their instances are copied."""
+        self.hooked = False
+        """Whether a class was met that has an answer."""
         self.promised: dict[int, Any] = {}
         """Generators whose state is stored somewhere in this pickle, by id."""
         self._numpy: Any = sys.modules.get("numpy")
@@ -164,9 +185,15 @@ class GroupPickler(cloudpickle.Pickler):
         for base in mro:
             if (handler := self.around.bases.get(id(base))) is not None:
                 return handler
-        if self._numpy is not None and any(base is self._numpy.memmap for base in mro):
-            return reduce_memmap
-        return reduce_error if flags & EXCEPTION else None
+        if self._numpy is not None and any(base is self._numpy.ndarray for base in mro):
+            return reduce_array
+        if flags & EXCEPTION:
+            return reduce_error
+        made_of = hooks.raw_base(kind)
+        if made_of is None:
+            return trap(kind)
+        self.hooked = True
+        return None if self.ask else lambda _pickler, value: hooks.reduce_raw(value, made_of)
 
 
 def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
@@ -175,19 +202,38 @@ def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
     collecting = gc.isenabled()
     gc.disable()  # otherwise a big pickle walks the whole heap again and again
     try:
-        with io.BytesIO() as file:
-            pickler = GroupPickler(file, around, sys.maxsize if in_band else IN_BAND_BYTES)
-            try:
-                pickler.dump(value)
-            finally:  # the pickler is part of a cycle: what it holds of the user's would outlive it
-                pickler.clear_memo()
-                pickler.promised.clear()
-            content = file.getvalue()
+        return _dump(value, around, sys.maxsize if in_band else IN_BAND_BYTES, begun)
     finally:
         if collecting:
             gc.enable()
-    seconds = time.perf_counter() - begun
-    return Dump(content, pickler.buffers, list(pickler.notes), seconds, pickler.alive)
+
+
+def _dump(value: Any, around: Surroundings, in_band_bytes: int, begun: float) -> Dump:
+    with io.BytesIO() as file:
+        pickler = GroupPickler(file, around, in_band_bytes)
+        try:
+            _run(pickler, value)
+        except Exception:
+            if not pickler.hooked:
+                raise
+            # What its classes say about copies may leave out what cannot be stored.
+            file.seek(0)
+            file.truncate()
+            pickler = GroupPickler(file, around, in_band_bytes, ask=True)
+            with hooks.limited(HOOK_S):
+                _run(pickler, value)
+            pickler.note("stored as its own class says, which may leave something out")
+        seconds = time.perf_counter() - begun
+        notes = list(pickler.notes)
+        return Dump(file.getvalue(), pickler.buffers, notes, seconds, pickler.alive)
+
+
+def _run(pickler: GroupPickler, value: Any) -> None:
+    try:
+        pickler.dump(value)
+    finally:  # the pickler is part of a cycle: what it holds of the user's would outlive it
+        pickler.clear_memo()
+        pickler.promised.clear()
 
 
 # --- what the notebook defines -------------------------------------------------------------------
@@ -228,6 +274,8 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
         return NotImplemented
     if not flags_of(cls) & HEAP_TYPE:
         return cloud._class_reduce(cls)
+    if data.is_ctypes(cls) and (made := data.reduce_ctypes_class(cls)) is not None:
+        return made
     mro = mro_of(cls)
     if any(base is cloud.Enum for base in mro):
         return cloud._dynamic_class_reduce(cls)
@@ -241,6 +289,8 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
     bases = type.__getattribute__(cls, "__bases__")
     state = ({k: v for k, v in own.items() if _carried(k, v)}, _registered(cls, own))
     arguments = (type(cls), builder, name, bases, body)
+    if type(cls).__name__ == "_TypedDictMeta" and type(cls).__module__ in ("typing", "typing_extensions"):
+        return rebuild_state.plain_class, arguments, state, None, None, rebuild.set_class
     return rebuild.make_class, arguments, state, None, None, rebuild.set_class
 
 
@@ -270,9 +320,11 @@ def _registered(cls: type, own: AbstractMapping[str, Any]) -> tuple[type, ...]:
 
 def reduce_module(_pickler: GroupPickler, module: types.ModuleType) -> Any:
     """Modules by name."""
+    if (key := HOMES.get(id(globals_of(module)))) is not None:
+        return rebuild_state.module, (key,)
     if not real_module(module):
         raise Refusal(
-            "a module made at run time", "put its code into a file of the session's folder"
+            "a module made at run time", "bind it to a variable, or put its code into a file"
         )
     return cloud.subimport, (globals_of(module)["__name__"],)
 
@@ -283,10 +335,12 @@ def reduce_shell(_pickler: GroupPickler, _shell: Any) -> Any:
 
 
 def reduce_error(pickler: GroupPickler, error: BaseException) -> Any:
-    """See ``kinds.reduce_exception``; an own ``__reduce__`` goes first."""
+    """See ``values.reduce_exception``; an own ``__reduce__`` is asked when that fails."""
     for base in mro_of(type(error)):
         if flags_of(base) & HEAP_TYPE and dict_of(base).keys() & {"__reduce__", "__reduce_ex__"}:
-            return NotImplemented
+            if pickler.ask or importable_class(base):
+                return NotImplemented
+            pickler.hooked = True
     return reduce_exception(pickler, error)
 
 
@@ -294,18 +348,27 @@ def reduce_error(pickler: GroupPickler, error: BaseException) -> Any:
 
 
 def reduce_array(pickler: GroupPickler, array: Any) -> Any:
-    """An exact array of plain numbers: a view on memory that is stored once."""
+    """An array of plain numbers: a view on memory that is stored once."""
     numpy = pickler._numpy
-    dtype = array.dtype
+    dtype = numpy.ndarray.dtype.__get__(array)
+    plain = type(array) is numpy.ndarray
+    if dtype.hasobject and plain:
+        return data.reduce_object_array(array)
     if dtype.hasobject or dtype.kind not in _RAW_KINDS or array.nbytes == 0:
         return NotImplemented
     owner = array
     while isinstance(owner.base, numpy.ndarray):
         owner = owner.base
     root, start = _root(pickler, owner, owner.base)
-    offset = array.__array_interface__["data"][0] - start
-    writeable = bool(array.flags.writeable)
-    return rebuild.array, (root, offset, dtype, array.shape, array.strides, writeable)
+    place = numpy.ndarray.__array_interface__.__get__(array)["data"][0]
+    form = (place - start, dtype, numpy.ndarray.shape.__get__(array))
+    form = (*form, numpy.ndarray.strides.__get__(array), bool(array.flags.writeable))
+    if plain:
+        return rebuild.array, (root, *form)
+    state = getattr(array, "__dict__", {})
+    return rebuild_data.sub_array, (type(array), root, *form), state, None, None, (
+        rebuild_data.set_dict
+    )
 
 
 def _root(pickler: GroupPickler, owner: Any, base: Any) -> tuple[Any, int]:
@@ -320,8 +383,8 @@ def _root(pickler: GroupPickler, owner: Any, base: Any) -> tuple[Any, int]:
         raw = memoryview(base)
         start = ctypes.addressof(ctypes.c_char.from_buffer(base))
         return pickler.memory(start, raw.nbytes, base), start
-    if type(base).__name__ in ("mmap", "memmap"):
-        raise Refusal("an array over a memory-mapped file", "copy it with numpy.array")
+    if isinstance(base, mmap.mmap | ctypes.Array | ctypes.Structure):
+        return base, files.address_of(base)
     low, high = _span(owner)
     return pickler.memory(low, high - low, owner), low
 
@@ -335,16 +398,3 @@ def _span(array: Any) -> tuple[int, int]:
         else:
             high += (length - 1) * stride
     return low, high + array.itemsize
-
-
-def reduce_memmap(pickler: GroupPickler, array: Any) -> Any:
-    """An array over a whole file of the session's folder."""
-    path: Any = getattr(array, "filename", None)
-    whole = path is not None and array._mmap is array.base and array.flags.forc
-    if not whole or not path.is_relative_to(pickler.root):
-        raise Refusal("an array over a memory-mapped file", "copy it with numpy.array")
-    array.flush()
-    mode = {"w+": "r+"}.get(array.mode, array.mode)
-    order = "C" if array.flags.c_contiguous else "F"
-    shown = str(path.relative_to(pickler.root))
-    return rebuild.memmap, (shown, array.dtype, mode, array.offset, array.shape, order)

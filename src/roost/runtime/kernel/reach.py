@@ -7,6 +7,7 @@ walks into modules, importable classes and functions, the namespace or what libr
 import asyncio
 import contextvars
 import gc
+import logging
 import sys
 import types
 import weakref
@@ -14,11 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.runtime.kernel import frames
+from roost.runtime.kernel import frames, rebuild_values
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
     HEAP_TYPE,
+    HOMES,
     Singletons,
     flags_of,
     globals_of,
@@ -59,6 +61,27 @@ class Reach:
 def is_atom(value: object) -> bool:
     """Whether nothing can be shared through it."""
     return id(type(value)) in _ATOMS
+
+
+_WEAK = frozenset(
+    id(kind)
+    for kind in (
+        weakref.ReferenceType, weakref.KeyedRef, weakref.WeakMethod, weakref.ProxyType,
+        weakref.CallableProxyType, weakref.finalize,
+    )
+)  # fmt: skip
+
+
+def _weakly_held(value: Any, kind: type) -> list[Any]:
+    """What a weak reference, proxy or finalizer leads to."""
+    if kind is weakref.ProxyType or kind is weakref.CallableProxyType:
+        return [rebuild_values.target_of(value)]
+    if kind is weakref.finalize:
+        return list(value.peek() or ())
+    below = [value()]
+    if kind is weakref.ReferenceType:
+        below.append(value.__callback__)
+    return below
 
 
 class Walker:
@@ -113,8 +136,10 @@ class Walker:
         flags = flags_of(kind)
         if flags & CLASS:
             return None if self._known(value) else gc.get_referents(value)
-        if kind is weakref.ReferenceType or kind is weakref.KeyedRef:
-            return [value()]
+        if id(kind) in _WEAK:
+            return _weakly_held(value, kind)
+        if any(base is logging.Logger for base in mro_of(kind)):
+            return [value.handlers, value.filters]  # its manager knows every other logger
         if id(kind) in self._opaque or self._singletons.where(value) is not None:
             return None
         if self._array is not None and any(base is self._array for base in mro_of(kind)):
@@ -144,6 +169,8 @@ class Walker:
         inside = function.__globals__
         if inside is self._namespace:
             found.names |= code_names(function.__code__)
+        elif (key := HOMES.get(id(inside))) is not None:
+            found.names |= {f"process: attribute {key}:{n}" for n in code_names(function.__code__)}
         else:
             home = sys.modules.get(str(inside.get("__name__")))
             if home is None or not is_module(home) or globals_of(home) is not inside:

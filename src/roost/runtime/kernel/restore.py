@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import process, rebuild, rebuild_tasks
+from roost.runtime.kernel import process, rebuild, rebuild_state, rebuild_tasks
 from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
@@ -30,6 +30,7 @@ from roost.runtime.kernel.format import (
     Rebuild,
     read,
 )
+from roost.runtime.kernel.process import libraries
 
 _RESULT = re.compile(r"Out\[(\d+)\]")
 
@@ -131,6 +132,9 @@ class _Restore:
         self._base = base
         self._report = done.report
         self._loops = done.loops
+        self._in_context = done.in_context
+        self._pieces: dict[str, Any] = {}
+        self._figures: dict[int, Any] = {}
 
     def run(self) -> None:
         """Everything up to the rebuilt variables."""
@@ -139,16 +143,18 @@ class _Restore:
         for name in self._manifest.imports:
             process.bring_in(name)  # a variable that needs it says so
         for name, module in self._manifest.modules.items():
-            reason = process.bring_in(module)
+            reason = "" if module in rebuild_state.MODULES else process.bring_in(module)
             if reason:
                 self._report.append(Entry(name, REFUSED, reason, f"install {module} and import it"))
             else:
-                self._set(name, sys.modules[module])
-                self._report.append(Entry(name, KEPT))
+                self._set(name, rebuild_state.module(module))
+                if not name.startswith(process.PREFIX):
+                    self._report.append(Entry(name, KEPT))
         for name in self._manifest.namespaces:
             self._set(name, self._shell.user_ns)
             self._report.append(Entry(name, KEPT))
         self._groups()
+        self._state()
         for recipe in self._manifest.rebuilds:
             self._rebuild(recipe)
         self._told()
@@ -168,6 +174,7 @@ class _Restore:
 
     def _groups(self) -> None:
         """Open every group; one that needs another is tried again after it."""
+        self._reader.begin(buffer for group in self._manifest.groups for buffer in group.buffers)
         waiting = list(self._manifest.groups)
         faults: dict[tuple[str, ...], str] = {}
         while waiting:
@@ -196,7 +203,9 @@ class _Restore:
             self._set(name, value)
         noted = {note.name: note for note in group.notes}
         self._report += [
-            noted.get(name, Entry(name, KEPT)) for name in group.names if not name.startswith(LOOP)
+            noted.get(name, Entry(name, KEPT))
+            for name in group.names
+            if name in noted or not name.startswith((LOOP, process.PREFIX))
         ]
         return ""
 
@@ -214,8 +223,24 @@ class _Restore:
             space[short] = value
         elif name.startswith(LOOP):
             self._loops[int(name.removeprefix(LOOP))] = value
-        elif not name.startswith(("figure ", "task ", "timer ")):
+        elif name.startswith("figure "):
+            self._figures[int(name.removeprefix("figure "))] = value
+        elif not name.startswith((process.PREFIX, "task ", "timer ")):
             space[name] = value
+        elif not process.place_module(name, value):
+            self._pieces[name] = value
+
+    def _state(self) -> None:
+        """Pieces of process state with objects, once all of these are there."""
+        libraries.place_figures(self._figures)
+        for name, value in self._pieces.items():
+            if name in process.IN_CONTEXT:
+                self._in_context[name] = value
+                continue
+            try:
+                process.place(name, value, self._base, self._shell)
+            except Exception as error:  # one piece never costs the others
+                self._report.append(Entry(name, REFUSED, _reason(error)))
 
     def _rebuild(self, recipe: Rebuild) -> None:
         """Run one recorded cell and keep only what it is for."""
@@ -257,7 +282,7 @@ def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> Non
         shell.user_ns[f"_i{number}"] = cell.code
     for cell in cells:
         if cell.file:
-            lines = cell.python.splitlines(keepends=True)
+            lines = [f"{line}\n" for line in cell.python.splitlines()]  # as IPython notes them
             linecache.cache[cell.file] = (len(cell.python), None, lines, cell.file)
     # Until IPython 9.8 the cell that asked for this raises the counter once more when it ends.
     shell.execution_count = count - 1 if in_cell and not raised else count

@@ -1,0 +1,159 @@
+"""How objects that belong to the process are stored: loggers' handlers, context variables, tracebacks."""
+
+import contextvars
+import gc
+import logging
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+from roost.runtime.kernel import rebuild_state
+from roost.runtime.kernel.naming import HEAP_TYPE, dict_of, flags_of, foreign, module_of, mro_of
+from roost.runtime.kernel.refusal import Handler, Refusal, Storing
+
+_COUNT = re.compile(r"count\((\d+)")
+_LONGEST_TRACEBACK = 2000
+
+
+def reduce_traceback(pickler: Storing, value: types.TracebackType) -> Any:
+    """Stub frames in the same places."""
+    pickler.note("its traceback keeps files, lines and names, not the variables of its frames")
+    rows = []
+    step: types.TracebackType | None = value
+    while step is not None and len(rows) < _LONGEST_TRACEBACK:
+        code = step.tb_frame.f_code
+        home = step.tb_frame.f_globals.get("__name__")
+        rows.append(
+            (
+                code.co_filename, code.co_name, code.co_qualname, code.co_firstlineno, code.co_linetable,
+                len(code.co_code), home if type(home) is str else "", step.tb_lasti, step.tb_lineno,
+            )
+        )  # fmt: skip
+        step = step.tb_next
+    return rebuild_state.traceback, (rows,)
+
+
+def reduce_handler(_pickler: Storing, value: logging.Handler) -> Any:
+    """A logging handler: its attributes, a new lock; a file of its own is opened to go on at its end."""
+    state = {k: v for k, v in value.__dict__.items() if k not in ("lock", "_closed")}
+    if "_closed" in value.__dict__:
+        state["_closed"] = value.__dict__["_closed"]
+    if isinstance(value, logging.FileHandler) and state.get("stream") is not None:
+        value.flush()
+        state["stream"] = None
+        state["mode"] = (
+            "a" if "w" in str(state.get("mode")) or "x" in str(state.get("mode")) else state["mode"]
+        )
+        state["_roost_open"] = True
+    kind = type(value)
+    if any(
+        base.__module__ == "logging.handlers" and base.__name__ in _LIVE for base in mro_of(kind)
+    ):
+        raise Refusal("a logging handler with a connection or thread", "set up logging again")
+    return rebuild_state.handler, (kind,), state, None, None, rebuild_state.fill_handler
+
+
+_LIVE = frozenset({"QueueListener", "SysLogHandler"})
+
+
+def reduce_context_variable(_pickler: Storing, value: contextvars.ContextVar[Any]) -> Any:
+    """Name and default; its value is a piece of process state."""
+    below = gc.get_referents(value)
+    # The name comes first; with one referent there is no default.
+    return rebuild_state.context_variable, (value.name, tuple(below[1:2]))
+
+
+def reduce_context(_pickler: Storing, value: contextvars.Context) -> Any:
+    """A context: the values of the notebook's own variables."""
+    now = contextvars.copy_context()
+    own = [(k, v) for k, v in value.items() if k not in now or now[k] is not v or _plain(v)]
+    return rebuild_state.context, (own,)
+
+
+def _plain(value: Any) -> bool:
+    return type(value) in (int, str, float, bool, type(None))
+
+
+def reduce_local(_pickler: Storing, value: Any) -> Any:
+    """A thread's own storage with the values of the main thread."""
+    state = dict(object.__getattribute__(value, "__dict__"))
+    return rebuild_state.local, (type(value),), state, None, None, rebuild_state.fill
+
+
+def reduce_registry(pickler: Storing, value: Any) -> Any:
+    """matplotlib's registry of callbacks, with those of the notebook."""
+    state = dict(vars(value))
+    cids = set(state.get("_pickled_cids", ()))
+    kept: dict[Any, dict[int, Any]] = {}
+    for signal, entries in state.get("callbacks", {}).items():
+        for cid, reference in entries.items():
+            function = reference()
+            if function is not None and (cid in cids or foreign(function)):
+                kept.setdefault(signal, {})[cid] = function
+    found = _COUNT.match(repr(state.get("_cid_gen")))
+    state.update(
+        callbacks=kept,
+        _pickled_cids=cids,
+        _func_cid_map=None,
+        _cid_gen=int(found[1]) if found else 0,
+    )
+    return rebuild_state.registry, (type(value),), state, None, None, rebuild_state.fill_registry
+
+
+def reduce_trap(_pickler: Storing, value: Any) -> Any:
+    """An instance of a notebook's class that answers attributes itself: its class is not asked."""
+    kind = type(value)
+    own: dict[str, Any] = {}
+    slots: dict[str, Any] = {}
+    for base in mro_of(kind):
+        for name, member in dict_of(base).items():
+            if type(member) is types.MemberDescriptorType and flags_of(base) & HEAP_TYPE:
+                try:
+                    slots.setdefault(name, member.__get__(value, kind))
+                except AttributeError:
+                    continue
+        if "__dict__" in dict_of(base) and flags_of(base) & HEAP_TYPE:
+            own = dict(dict_of(base)["__dict__"].__get__(value))
+    return rebuild_state.instance, (kind,), (own, slots), None, None, rebuild_state.fill_instance
+
+
+_ASKED = ("__getattr__", "__getattribute__", "__setattr__")
+_OWN_WAYS = frozenset(
+    {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__"}
+)
+
+
+def trap(kind: type) -> Callable[[Any, Any], Any] | None:
+    """The handler for instances of a class with attribute traps; None for any other class."""
+    if module_of(kind) != "__main__" and not foreign(kind):
+        return None
+    asked = False
+    for base in mro_of(kind):
+        if base is object:
+            return reduce_trap if asked else None
+        own = dict_of(base)
+        if not flags_of(base) & HEAP_TYPE or own.keys() & _OWN_WAYS:
+            return None
+        asked = asked or any(name in own for name in _ASKED)
+    return None
+
+
+STATE: dict[type, Handler] = {
+    types.TracebackType: reduce_traceback,
+    contextvars.ContextVar: reduce_context_variable,
+    contextvars.Context: reduce_context,
+    threading.local: reduce_local,
+}
+STATE_BASES: dict[type, Handler] = {
+    logging.Handler: reduce_handler,
+    threading.local: reduce_local,
+}
+
+
+def state_bases() -> dict[type, Handler]:
+    """Base classes with a handler here, as far as their modules are loaded."""
+    registry = getattr(sys.modules.get("matplotlib.cbook"), "CallbackRegistry", None)
+    return {**STATE_BASES, registry: reduce_registry} if isinstance(registry, type) else STATE_BASES

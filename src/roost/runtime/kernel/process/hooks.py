@@ -1,0 +1,39 @@
+"""Handlers of signals that the notebook set."""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from roost.runtime.kernel.naming import foreign
+from roost.runtime.kernel.process.base import Baseline
+
+_SIGNALS = tuple(
+    kind for kind in sorted(signal.valid_signals()) if kind not in (signal.SIGKILL, signal.SIGSTOP)
+)
+_PLAIN = (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def note(_shell: Any) -> dict[int, Any]:
+    """The handlers before the user's first cell."""
+    return {int(kind): signal.getsignal(kind) for kind in _SIGNALS}
+
+
+def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
+    """Handlers that differ; those of libraries come with their libraries."""
+    known = base.noted["hooks"]
+    for kind in _SIGNALS:
+        handler = signal.getsignal(kind)
+        if handler is known[int(kind)] or handler is None:
+            continue
+        if handler in _PLAIN or foreign(handler):
+            yield f"signal {signal.Signals(kind).name if kind in _NAMED else int(kind)}", handler
+
+
+_NAMED = frozenset(int(kind) for kind in signal.Signals)
+
+
+def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
+    """Set the handler."""
+    word = name.partition(" ")[2]
+    kind = int(word) if word.isdigit() else signal.Signals[word]
+    signal.signal(kind, value)

@@ -1,0 +1,352 @@
+"""Attributes of libraries and of their classes that the notebook set or deleted.
+
+Found in two ways: what cells assign by name (``json.dumps = f``, ``setattr(math, "x", 1)``), and code or
+instances of the notebook that a look at everything finds in a library.
+"""
+
+import _abc  # type: ignore[import-not-found]
+import ast
+import copyreg
+import ctypes
+import gc
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from roost.runtime.kernel.naming import (
+    BY_VALUE,
+    HEAP_TYPE,
+    PATCHED,
+    dict_of,
+    flags_of,
+    foreign,
+    globals_of,
+    importable_class,
+    importable_function,
+    is_class,
+    is_module,
+    module_of,
+    mro_of,
+)
+from roost.runtime.kernel.process.base import Baseline
+
+_VERSION_OFFSET = 24
+"""Of a dictionary's version in CPython 3.11-3.13: behind reference count, type and number of items."""
+_KERNEL_OWN = frozenset({"stdout", "stderr", "stdin", "displayhook", "modules", "path", "argv"})
+_TEMPORARY = frozenset({"_", "display", "get_ipython", "exit", "quit"})
+_NO_LIBRARY = ("roost", "__main__", "__mp_main__", "ipykernel", "cloudpickle")
+_SETTERS = {"setattr", "delattr", "object"}
+"""``patch.object(json, "dumps")`` of unittest.mock is the third."""
+_NEVER = frozenset({"__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "__doc__"})
+
+
+class Patches:
+    """What was patched so far; lives as long as the kernel."""
+
+    def __init__(self) -> None:
+        self.targets: dict[tuple[str, str], bool] = {}
+        """Module and dotted path of each patched attribute -> whether a cell names it."""
+        self.deleted: set[tuple[str, str]] = set()
+        self.registries: dict[tuple[str, str], type] = {}
+        """Abstract classes of libraries that a cell may have registered classes with."""
+        self.cells = 0
+        self._versions: dict[int, int] = {}
+        self._reads = _reader()
+        for inside, _module, _path in self._dicts():
+            self._versions[id(inside)] = self._version(inside)
+
+    def _version(self, inside: Any) -> int:
+        return self._reads(id(inside)) if self._reads is not None else -1
+
+    def _dicts(self) -> Iterator[tuple[Any, str, str]]:
+        """Globals of every library, and the attributes of the classes it defines."""
+        for name, module in list(sys.modules.items()):
+            if name in BY_VALUE or name.partition(".")[0] in _NO_LIBRARY or not is_module(module):
+                continue
+            inside = globals_of(module)
+            yield inside, name, ""
+            for value in list(inside.values()):
+                if is_class(value) and module_of(value) == name:
+                    yield from self._class(value, name)
+
+    def _class(self, kind: type, name: str) -> Iterator[tuple[Any, str, str]]:
+        own = _dict_behind(kind)
+        if own is not None:
+            yield own, name, type.__getattribute__(kind, "__qualname__")
+
+    def scan(self) -> None:
+        """Look at every dictionary that changed since the last time."""
+        for inside, module, path in self._dicts():
+            version = self._version(inside)
+            if self._versions.get(id(inside)) == version != -1:
+                continue
+            self._versions[id(inside)] = version
+            for name, value in list(inside.items()):
+                ours = foreign(value) or (bool(path) and _wraps(value))
+                if ours and type(name) is str and not _skipped(module, name):
+                    self.targets.setdefault((module, f"{path}.{name}" if path else name), False)
+
+    def read(self, source: str, namespace: dict[str, Any]) -> None:
+        """Note what a cell assigns or deletes in libraries."""
+        if not any(word in source for word in (".", "setattr", "delattr")):
+            return
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return
+        scope = _Scope(tree, namespace)
+        for node in ast.walk(tree):
+            for holder, name, gone in scope.stores(node):
+                place = scope.place(holder)
+                if place is not None and not _skipped(place[0], name):
+                    module, path = place
+                    self.targets[module, f"{path}.{name}" if path else name] = True
+                    if gone:
+                        self.deleted.add((module, f"{path}.{name}" if path else name))
+            if isinstance(node, ast.Attribute) and node.attr == "register":
+                kind = scope.value(node.value)
+                if is_class(kind) and "_abc_impl" in dict_of(kind) and importable_class(kind):
+                    self.registries[module_of(kind), _qualname(kind)] = kind
+
+
+def _wraps(value: Any) -> bool:
+    """Whether an object that a class of a library holds is made for code of the notebook."""
+    if type(value) is types.FunctionType:
+        cells = value.__closure__ or ()
+        return any(foreign(one) for cell in cells for one in gc.get_referents(cell))
+    kind = type(value)
+    if not flags_of(kind) & HEAP_TYPE or is_class(value):
+        return False
+    below = [one for one in gc.get_referents(value) if one is not kind]
+    inner = [one for held in below if type(held) is dict for one in held.values()]
+    return any(foreign(one) for one in (*below, *inner))
+
+
+class _Scope:
+    """What names of a cell stand for, as far as that can be told without running anything."""
+
+    def __init__(self, tree: ast.Module, namespace: dict[str, Any]) -> None:
+        self._namespace = namespace
+        self._imports: dict[str, tuple[str, str]] = {}
+        self._words = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    name = alias.name if alias.asname else alias.name.partition(".")[0]
+                    self._imports[alias.asname or name] = (name, "")
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    self._imports[alias.asname or alias.name] = (node.module, alias.name)
+            elif isinstance(node, ast.Constant) and type(node.value) is str:
+                self._words.append(node.value)
+
+    def stores(self, node: ast.AST) -> Iterator[tuple[Any, str, bool]]:
+        """Where a node assigns or deletes: the holder, the attribute, whether it deletes."""
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            yield node.value, node.attr, isinstance(node.ctx, ast.Del)
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            inner = node.value
+            if isinstance(inner, ast.Attribute) and type(self.value(inner)) in (dict, list):
+                yield inner.value, inner.attr, False
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called in _SETTERS and len(node.args) > 1:
+                known = getattr(node.args[1], "value", None)
+                for word in [known] if type(known) is str else self._words:
+                    yield node.args[0], word, called == "delattr"
+
+    def value(self, node: Any) -> Any:
+        """What a name or a dotted name stands for; None when that is not known."""
+        if isinstance(node, ast.Name):
+            if node.id in self._imports:
+                module, name = self._imports[node.id]
+                home: Any = sys.modules.get(module)
+                return _inside(home, name) if name else home
+            return self._namespace.get(node.id)
+        if isinstance(node, ast.Attribute):
+            return _inside(self.value(node.value), node.attr)
+        return None
+
+    def place(self, node: Any) -> tuple[str, str] | None:
+        """Module and path of a library's module or class."""
+        found = self.value(node)
+        if found is None:
+            return None
+        if is_module(found):
+            name = globals_of(found).get("__name__")
+            known = type(name) is str and sys.modules.get(name) is found and name not in BY_VALUE
+            return (str(name), "") if known and name != "__main__" else None
+        if is_class(found) and flags_of(found) & HEAP_TYPE and importable_class(found):
+            return module_of(found), _qualname(found)
+        return None
+
+
+def _inside(holder: Any, name: str) -> Any:
+    if holder is None:
+        return None
+    if is_module(holder):
+        return globals_of(holder).get(name)
+    if is_class(holder):
+        return next((dict_of(kind)[name] for kind in mro_of(holder) if name in dict_of(kind)), None)
+    return None
+
+
+def _qualname(kind: type) -> str:
+    return str(type.__getattribute__(kind, "__qualname__"))
+
+
+def _skipped(module: str, name: str) -> bool:
+    if module.partition(".")[0] in _NO_LIBRARY:
+        return True
+    if module == "sys":
+        return name in _KERNEL_OWN or name.startswith("last_")
+    if module == "builtins":
+        return name in _TEMPORARY or name.startswith(("__roost", "__IPYTHON", "_roost"))
+    return name in _NEVER
+
+
+def _reader() -> Callable[[int], int] | None:
+    """How the version of a dictionary is read; None when this Python keeps none."""
+
+    def read(address: int) -> int:
+        return int(ctypes.c_uint64.from_address(address + _VERSION_OFFSET).value)
+
+    trial: dict[str, int] = {"a": 1}
+    seen = [read(id(trial))]
+    for key in ("a", "b"):
+        trial[key] = 2
+        seen.append(read(id(trial)))
+    return read if len(set(seen)) == len(seen) and seen[-1] == read(id(trial)) else None
+
+
+def _dict_behind(kind: type) -> dict[str, Any] | None:
+    found = gc.get_referents(dict_of(kind))
+    return found[0] if found and type(found[0]) is dict else None
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def note(_shell: Any) -> Patches:
+    """How the libraries are before the user's first cell."""
+    return Patches()
+
+
+def learn(base: Baseline, cells: Sequence[Any], namespace: dict[str, Any], *, full: bool) -> None:
+    """Look at cells that ran since; ``full``: and at the libraries."""
+    patches: Patches = base.noted["patches"]
+    if len(cells) < patches.cells:
+        patches.cells = 0
+    for cell in cells[patches.cells :]:
+        patches.read(cell.python, namespace)
+    patches.cells = len(cells)
+    if full:
+        patches.scan()
+    PATCHED.clear()
+    PATCHED.update(target for target in patches.targets if "." not in target[1])
+
+
+def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
+    """Every attribute that the notebook set, and the classes it registered."""
+    patches: Patches = base.noted["patches"]
+    for module, path in list(patches.targets):
+        inside, name = _holder(module, path)
+        if inside is not None and name in inside and not _original(inside[name], module, path):
+            yield f"attribute {module}:{path}", inside[name]
+    for (module, path), kind in patches.registries.items():
+        found = [ref() for ref in _abc._get_dump(kind)[0]]
+        if own := [other for other in found if other is not None and foreign(other)]:
+            yield f"registered {module}:{path}", base.steady(f"registered {module}:{path}", own)
+    own = [(k, f) for k, f in copyreg.dispatch_table.items() if foreign(k) or foreign(f)]
+    if own:
+        yield "copyreg", base.steady("copyreg", own)
+
+
+def _holder(module: str, path: str) -> tuple[Any, str]:
+    home = sys.modules.get(module)
+    if home is None:
+        return None, ""
+    holder: Any = home
+    *parts, name = path.split(".")
+    for part in parts:
+        holder = _inside(holder, part)
+    if holder is home:
+        return globals_of(home), name
+    return (dict_of(holder), name) if is_class(holder) else (None, "")
+
+
+def _original(value: Any, module: str, path: str) -> bool:
+    """Whether an import elsewhere gives just this there."""
+    if is_module(value):
+        return True
+    if type(value) is types.FunctionType:
+        same = value.__module__ == module and value.__qualname__ == path
+        return same and importable_function(value)
+    return is_class(value) and module_of(value) == module and _qualname(value) == path
+
+
+def deleted(base: Baseline, _shell: Any) -> Any:
+    """What cells deleted from libraries."""
+    patches: Patches = base.noted["patches"]
+    gone = []
+    for module, path in patches.deleted:
+        inside, name = _holder(module, path)
+        if inside is not None and name not in inside:
+            gone.append((module, path))
+    return sorted(gone) or None
+
+
+def set_deleted(value: list[tuple[str, str]], base: Baseline, _shell: Any) -> None:
+    """Delete it again."""
+    patches: Patches = base.noted["patches"]
+    for module, path in value:
+        patches.targets[module, path] = True
+        patches.deleted.add((module, path))
+        home: Any = importlib.import_module(module)
+        *parts, name = path.split(".")
+        for part in parts:
+            home = _inside(home, part)
+        if _inside(home, name) is not None:
+            delattr(home, name)
+
+
+def place(name: str, value: Any, base: Baseline, _shell: Any) -> None:
+    """Set an attribute."""
+    patches: Patches = base.noted["patches"]
+    module, _, path = name.partition(" ")[2].partition(":")
+    home = importlib.import_module(module)
+    patches.targets[module, path] = True
+    *parts, attribute = path.split(".")
+    holder: Any = home
+    for part in parts:
+        holder = _inside(holder, part)
+    former = _inside(holder, attribute)
+    if type(former) is type(value) and type(value) in (dict, list):
+        # The library's other references to it must see the change.
+        former.clear()
+        (former.update if type(value) is dict else former.extend)(value)
+    elif holder is home:
+        setattr(home, attribute, value)
+    else:
+        type.__setattr__(holder, attribute, value)
+        accessors = _inside(holder, "_accessors")
+        if type(accessors) is set and type(value).__name__.endswith("Accessor"):
+            accessors.add(attribute)
+
+
+def place_registered(name: str, value: Any, base: Baseline, _shell: Any) -> None:
+    """Register classes with an abstract class of a library."""
+    module, _, path = name.partition(" ")[2].partition(":")
+    kind: Any = importlib.import_module(module)
+    for part in path.split("."):
+        kind = _inside(kind, part)
+    base.noted["patches"].registries[module, path] = kind
+    for other in value:
+        kind.register(other)
+
+
+def place_copyreg(_name: str, value: Any, _base: Baseline, _shell: Any) -> None:
+    """Put reducers back."""
+    copyreg.dispatch_table.update(value)
