@@ -39,7 +39,8 @@ def forget() -> None:
 
 def future(kind: type, looped: bool) -> Any:
     """A future without a result."""
-    made = kind.__new__(kind)
+    make: Any = kind.__new__
+    made = make(kind)
     if looped:
         asyncio.Future.__init__(made, loop=loop())
     return made

@@ -1,7 +1,7 @@
-"""asyncio: futures, tasks with the coroutines they run, timers. They go on in the event loop of the new kernel.
+"""asyncio: futures, tasks with the coroutines they run, timers. They go on in the loop of the new kernel.
 
-A task waits for a future, a timer or another task that comes along; what waits for the world outside (sockets,
-threads, child processes) is refused by name. The rebuilding half is ``rebuild_tasks``.
+A task waits for a future, a timer or another task that comes along; what waits for the world outside
+(sockets, threads, child processes) is refused by name. The rebuilding half is ``rebuild_tasks``.
 """
 
 import asyncio
@@ -20,7 +20,17 @@ from roost.runtime.kernel.rebuild_frames import code_of
 
 ADVICE = "await it before the move, or start it again after it"
 _KERNEL = frozenset(
-    {"ipykernel", "IPython", "tornado", "zmq", "jupyter_client", "anyio", "roost", "comm", "debugpy"}
+    {
+        "ipykernel",
+        "IPython",
+        "tornado",
+        "zmq",
+        "jupyter_client",
+        "anyio",
+        "roost",
+        "comm",
+        "debugpy",
+    }
 )
 """Packages whose tasks are the kernel's own."""
 
@@ -115,8 +125,8 @@ def reduce_waiting(_pickler: Any, value: Any) -> Any:
 
 def reduce_timer(_pickler: Any, value: Any) -> Any:
     """A timer waits for the rest of its time."""
-    loop = value._loop
-    if loop is not asyncio._get_running_loop():
+    loop: Any = asyncio._get_running_loop()
+    if value._loop is not loop:
         raise Refusal("a timer of another event loop", ADVICE)
     standing = "waiting" if value._scheduled else "gone"
     if value._cancelled:
@@ -158,15 +168,16 @@ def live() -> bool:
     return next(roots(), None) is not None
 
 
-class _NoLoop(asyncio.AbstractEventLoop):
-    """Enough of one for a future that is thrown away."""
+class _NoLoop:
+    """Enough of an event loop for a future that is thrown away."""
 
     def get_debug(self) -> bool:
         return False
 
 
+_NO_LOOP: Any = _NoLoop()
 EXACT: dict[type, Handler] = {
-    type(asyncio.Future(loop=_NoLoop()).__await__()): reduce_waiting,
+    type(asyncio.Future(loop=_NO_LOOP).__await__()): reduce_waiting,
     asyncio.TimerHandle: reduce_timer,
 }
 EXACT.pop(types.GeneratorType, None)  # futures without C code wait in a generator
