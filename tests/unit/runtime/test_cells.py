@@ -1,15 +1,8 @@
-"""Which names a cell touches, and which cell may be run again."""
+"""Which names a cell touches."""
 
 import pytest
 
-from roost.runtime.kernel.cells import BLOCK, Cell, Values, blocks, from_block, names_of, recipe
-
-VALUES = Values(
-    generators=frozenset({"gen"}),
-    settled=frozenset({"gen", "n", "np"}),
-    plain=frozenset({"data"}),
-    bound=frozenset({"gen", "n", "np", "data", "g", "obj"}),
-)
+from roost.runtime.kernel.cells import BLOCK, Cell, blocks, from_block, names_of
 
 
 @pytest.mark.parametrize(
@@ -29,36 +22,6 @@ VALUES = Values(
 )
 def test_names(code: str, names: set[str] | None) -> None:
     assert names_of(code) == names
-
-
-@pytest.mark.parametrize(
-    ("cells", "found"),
-    [
-        (["g = (i for i in data)"], True),
-        (["g = gen(data)"], True),
-        (["k = 1\ng = map(abs, [1, 2])"], True),
-        (["g = (i for i in range(n))", "print(n)"], True),
-        (["g = (i for i in data)", "next(g)"], False),
-        (["g = (i for i in data)", "h = g"], False),
-        (["g = (i for i in data)", "data.append(1)"], False),
-        (["g = (i for i in range(n))", "n = 5"], False),
-        (["g = (i for i in obj)"], False),
-        (["g = (i for i in data)\nnext(g)"], False),
-        (["g = open('x')"], False),
-        (["print('once'); g = gen(data)"], False),
-        (["g = np.nditer(data)"], False),
-        (["g = (i for i in data)", "exec('x')"], False),
-        (["for x in data: g = gen(x)"], False),
-        (["x = 1"], False),
-    ],
-)
-def test_recipes(cells: list[str], found: bool) -> None:
-    log = [Cell(code, count) for count, code in enumerate(cells, 1)]
-    assert recipe("g", log, VALUES) == (cells[0] if found else None)
-
-
-def test_a_failed_cell_is_no_recipe() -> None:
-    assert recipe("g", [Cell("g = (i for i in data)", 1, ok=False)], VALUES) is None
 
 
 def test_full_blocks_never_change() -> None:

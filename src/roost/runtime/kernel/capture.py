@@ -15,10 +15,10 @@ import time
 import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from roost.runtime.kernel import cells, frames, process, tasks
+from roost.runtime.kernel import cells, frames, process, recipes, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.kinds import Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
@@ -56,6 +56,8 @@ class Snapshot:
     namespaces: tuple[str, ...] = ()
     rebuilds: list[Rebuild] = field(default_factory=list)
     refused: list[Entry] = field(default_factory=list)
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Refused variable -> all names of its group."""
     state: dict[str, bytes] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
     log: list[bytes] = field(default_factory=list)
@@ -104,6 +106,7 @@ class Collector:
         self._walks: dict[str, float] = {}
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
+        self._recipes = recipes.Log()
         self.loops: dict[int, Any] = {}
         """Iterators of the loops the running cell stands in, by number."""
 
@@ -276,6 +279,7 @@ class Collector:
             if name in faults:
                 self._bad[name] = id(values[name])
                 made.refused.append(Entry(name, REFUSED, *advice_for(faults[name])))
+                made.shared[name] = names
 
     def _try(
         self,
@@ -319,38 +323,51 @@ class Collector:
     # --- what could not be pickled ---------------------------------------------------------------
 
     def _explain(self, made: Snapshot, names: _Names, log: list[cells.Cell]) -> None:
-        """Refused variables that one harmless cell makes again are rebuilt instead."""
+        """Refused variables that a harmless part of the session makes again are rebuilt instead."""
         if not any(entry.name in names.rest for entry in made.refused):
             return
-        known = self._values(names)
+        self._recipes.update(log)
+        known = self._known(names, {entry.name for entry in made.refused})
         refused = []
         for entry in made.refused:
-            value = names.rest.get(entry.name)
-            code = None if _begun(value) else cells.recipe(entry.name, log, known)
-            if code is None or entry.name not in self._shell.user_ns:
+            if entry.name not in self._shell.user_ns or entry.name not in names.rest:
                 refused.append(entry)
-            else:
-                reason = "made again by its cell, which has no effects outside"
-                made.rebuilds.append(Rebuild((entry.name,), code, reason))
+                continue
+            try:
+                if _begun(names.rest[entry.name]):
+                    raise recipes.CannotRebuild("it has moved on")
+                found = recipes.recipe(
+                    entry.name, self._recipes, known, made.shared.get(entry.name, ())
+                )
+            except recipes.CannotRebuild as error:
+                refused.append(replace(entry, advice=self._advice(entry, str(error))))
+                continue
+            where = "cell" if len(found.cells) < 2 else "cells"
+            numbers = ", ".join(map(str, found.cells))
+            reason = f"made again as in {where} {numbers}, without effects outside"
+            made.rebuilds.append(Rebuild((entry.name,), found.code, reason))
         made.refused = refused
 
-    def _values(self, names: _Names) -> cells.Values:
-        settled = set(names.modules) | set(names.atoms)
-        generators, plain = set(), set()
+    def _advice(self, entry: Entry, why: str) -> str:
+        made_in = ", ".join(map(str, recipes.cells_of(entry.name, self._recipes)))
+        if not made_in:
+            return entry.advice
+        told = f"made in cell {made_in}, which is not run again by itself: {why}"
+        return f"{entry.advice}; {told}" if entry.advice else told
+
+    def _known(self, names: _Names, refused: set[str]) -> recipes.Known:
+        atoms, functions = set(names.atoms), set()
         for name, value in names.rest.items():
             if type(value) is types.FunctionType:
-                settled.add(name)
-                if value.__code__.co_flags & inspect.CO_GENERATOR:
-                    generators.add(name)
-            elif id(type(value)) in _CONTAINERS:
-                plain.add(name)
+                if value.__globals__ is self._shell.user_ns and name not in refused:
+                    functions.add(name)
             elif is_atom(value):
-                settled.add(name)
-        return cells.Values(
-            generators=frozenset(generators),
-            settled=frozenset(settled),
-            plain=frozenset(plain),
-            bound=frozenset({*settled, *names.rest, *names.namespaces}),
+                atoms.add(name)
+        return recipes.Known(
+            modules=dict(names.modules),
+            atoms=frozenset(atoms),
+            functions=frozenset(functions),
+            kept=frozenset({*names.modules, *names.atoms, *names.rest} - refused),
         )
 
     # --- the process -----------------------------------------------------------------------------

@@ -243,20 +243,16 @@ class _Restore:
                 self._report.append(Entry(name, REFUSED, _reason(error)))
 
     def _rebuild(self, recipe: Rebuild) -> None:
-        """Run one recorded cell and keep only what it is for."""
-        space = self._shell.user_ns
-        before = dict(space)
+        """Run a recipe in a view over the namespace, and keep only what it is for."""
+        view: dict[str, Any] = {}
         try:
-            exec(compile(recipe.code, "<rebuilt>", "exec"), space)
-            made = {name: space[name] for name in recipe.names}
+            exec(compile(recipe.code, "<rebuilt>", "exec"), self._shell.user_ns, view)
+            made = {name: view[name] for name in recipe.names}
         except BaseException as error:  # whatever the cell raises now
-            made = {}
             reason = f"its cell failed: {_reason(error)}"
             self._report += [Entry(name, REFUSED, reason) for name in recipe.names]
-        for name in [n for n in space if n not in before]:
-            del space[name]
-        space.update(before)
-        space.update(made)
+            return
+        self._shell.user_ns.update(made)
         self._report += [Entry(name, REBUILT, recipe.reason) for name in made]
 
     def _told(self) -> None:
