@@ -9,8 +9,13 @@ import pytest
 from roost.fleet import machine as fleet_machine
 from roost.fleet.model import Instance, InstanceState
 from roost.fleet.service import FleetService
+from roost.jobs import machine as job_machine
+from roost.jobs import plan as job_plan
+from roost.jobs.model import Job
 from roost.notebooks import machine
 from roost.notebooks.model import Session
+from roost.ports.jobs import JobReport
+from roost.ports.values import TaskReport
 from roost.sim.hosts import SimHost
 from roost.sim.provider import SimProvider
 from roost.sim.scenario import run_seed
@@ -77,6 +82,26 @@ def meter_runs_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fleet_machine, "_end", late)
 
 
+def told_is_done(patch: pytest.MonkeyPatch) -> None:
+    """Whatever a script that was told to end leaves with counts as its own end."""
+    ended = job_plan._ended
+
+    def believing(snapshot: job_plan.Snapshot, run: TaskReport) -> job_plan.Instruction:
+        untold = msgspec.structs.replace(run, job=None, exit_code=0)
+        return ended(snapshot, untold)
+
+    patch.setattr(job_plan, "_ended", believing)
+
+
+def saves_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Each run of a job begins with the files as they were sent."""
+
+    def forgetful(job: Job, report: JobReport) -> Job:
+        return msgspec.structs.replace(job, output=report.output)
+
+    patch.setattr(job_machine, "noted", forgetful)
+
+
 @pytest.mark.parametrize(
     ("plant", "finding"),
     [
@@ -86,6 +111,8 @@ def meter_runs_on(patch: pytest.MonkeyPatch) -> None:
         (checkpoint_forgotten, "acknowledged"),
         (never_released, "wanted|settles"),
         (meter_runs_on, "ledger"),
+        (told_is_done, "run to its end"),
+        (saves_forgotten, "run to its end"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from roost.fleet.model import Claim, ClaimState, Instance, InstanceState
+from roost.jobs.model import Job
 from roost.metering.plan import reconcile
 from roost.notebooks.model import Phase, Session, SessionState
 from roost.ports.provider import LedgerLine
@@ -29,6 +30,7 @@ class Rows:
     """The durable truth at one moment."""
 
     sessions: dict[str, Session]
+    jobs: dict[str, Job]
     claims: dict[str, Claim]
     instances: dict[str, Instance]
 
@@ -95,10 +97,12 @@ class Scene:
 
     async def rows(self) -> Rows:
         """All rows that checkers read."""
+        jobs = await Table(self.store, "job", Job).find()
         claims = await Table(self.store, "claim", Claim).find()
         instances = await Table(self.store, "instance", Instance).find()
         return Rows(
             sessions=await self.sessions(),
+            jobs={j.value.id: j.value for j in jobs},
             claims={c.value.id: c.value for c in claims},
             instances={i.value.id: i.value for i in instances},
         )
@@ -189,6 +193,9 @@ def _unwanted(machine: Machine, rows: Rows) -> str:
     claim = rows.claims.get(instance.parent)
     if claim is None or claim.state not in (ClaimState.WANTED, ClaimState.HELD):
         return f"its claim is {claim.state if claim else 'unknown'}"
+    job = rows.jobs.get(claim.parent)
+    if job is not None:
+        return "" if claim.id in job.claims else "its job has forgotten the claim"
     session = rows.sessions.get(claim.parent)
     if session is None or session.state is SessionState.STOPPED:
         return "its session has ended"

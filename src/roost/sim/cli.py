@@ -18,6 +18,8 @@ SHOWN = (
     "captures",
     "cells run",
     "cells run again",
+    "jobs",
+    "runs",
 )
 """What the summary counts."""
 

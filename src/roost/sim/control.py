@@ -7,15 +7,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from roost.adapters.jobs import LinkedJobs
 from roost.adapters.kernels import LinkedKernels
 from roost.fleet.controller import FleetController
 from roost.fleet.service import FleetService
 from roost.gateway.service import GatewayService
+from roost.jobs.controller import JobController
+from roost.jobs.service import JobService
 from roost.kit.ids import Ids
 from roost.kit.queue import KeyedQueue
 from roost.notebooks.controller import NotebookController
 from roost.notebooks.service import NotebookService
 from roost.ports import wire
+from roost.ports.blobs import Blobs
 from roost.ports.errors import Gone, Retry, RoostError
 from roost.ports.provider import Capabilities, LedgerLine, Order, Provider, ProviderInstance
 from roost.ports.store import Row, Store, StoryLine
@@ -123,6 +127,7 @@ class ControlPlane:
         store: Store,
         ids: Ids,
         servers: dict[str, None],
+        blobs: Blobs,
     ) -> None:
         self.world = world
         self.life = world.life
@@ -145,7 +150,7 @@ class ControlPlane:
             rank,
             "127.0.0.1:1",
             b"simulated",
-            lambda owner: self.sessions.wake(owner),
+            self._wake_owner,
         )
         self.notebooks = NotebookService(
             self.store, clock, ids, lambda key: self.sessions.wake(key)
@@ -160,8 +165,13 @@ class ControlPlane:
             SimRoutes(self.gateway),
             SimServers(world, self.life, servers),
         )
+        self.jobs = JobService(self.store, clock, ids, blobs, lambda key: self.running.wake(key))
+        self.job_loop = JobController(
+            self.jobs, self.fleet, self.store, clock, ids, LinkedJobs(self.links)
+        )
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)
+        self.running = KeyedQueue(self.job_loop.handle, on_error=self._failed)
 
     def start(self) -> None:
         """Adopt what runs and go on."""
@@ -176,6 +186,7 @@ class ControlPlane:
         await asyncio.gather(*asides, return_exceptions=True)
         await self.claims.stop()
         await self.sessions.stop()
+        await self.running.stop()
         await self.notebook_loop.stop()
 
     def aside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -212,6 +223,8 @@ class ControlPlane:
             self.claims.wake(key)
         for key in await self.notebook_loop.keys():
             self.sessions.wake(key)
+        for key in await self.job_loop.keys():
+            self.running.wake(key)
         if sweep:
             self.world.tally["swept"] += len(await self.fleet_loop.sweep())
 
@@ -237,7 +250,10 @@ class ControlPlane:
         except Gone:
             return
         self.claims.wake(instance.parent)
-        self.sessions.wake(instance.owner)
+        self._wake_owner(instance.owner)
+
+    def _wake_owner(self, owner: str) -> None:
+        (self.running if owner.startswith("j-") else self.sessions).wake(owner)
 
     def _failed(self, key: str, error: Exception) -> None:
         if isinstance(error, RoostError):

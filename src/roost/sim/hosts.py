@@ -11,8 +11,9 @@ from typing import TypeVar
 from roost.ports import wire
 from roost.ports.errors import Gone, Never, Retry, RoostError, StaleEpoch
 from roost.ports.kernels import KernelOrder, KernelUp
-from roost.ports.values import HostReport, TaskReport
+from roost.ports.values import HostReport, NoticeKind, TaskReport
 from roost.ports.wire import CommandBody, EventBody, ReplyBody
+from roost.sim.jobs import SimRun, SimRuns
 from roost.sim.kernels import Machinery, SimKernel, check_epoch
 from roost.sim.provider import Machine
 from roost.sim.world import Life, World
@@ -30,6 +31,7 @@ class SimHost(Machinery):
         self.id = machine.order.host_id
         self.machine = machine
         self.kernels: dict[str, SimKernel] = {}
+        self.runs = SimRuns(self, self.id)
         self.report: HostReport | None = None
         self.linked: Life | None = None
         self._hub = links
@@ -67,6 +69,15 @@ class SimHost(Machinery):
                 self._stop(session_id, epoch)
             case wire.Warm(imports=imports):
                 await self._warm(imports)
+            case wire.StartJob(order=job):
+                self._must_be_ready()
+                if self._leaving:
+                    raise Gone(f"{self.id} is leaving")
+                run = self.runs.start(job)
+                if run is not None:
+                    self._hub.run_started(run)
+            case wire.StopJob(job_id=job_id):
+                self.runs.stop(job_id, epoch)
             case wire.Drain():
                 raise Never("hosts of the simulator are ended by their provider")
         return wire.Done()
@@ -136,6 +147,11 @@ class SimHost(Machinery):
         await asyncio.sleep(self._rng.uniform(1.0, 8.0))
         self._standby = imports
 
+    @property
+    def _leaving(self) -> bool:
+        notice = self.machine.notice
+        return notice is not None and notice.kind is not NoticeKind.REBALANCE
+
     def _must_be_ready(self) -> None:
         if self.world.clock.monotonic_s() < self._ready_s:
             raise Retry(f"{self.id} is still installing packages")
@@ -145,6 +161,8 @@ class SimHost(Machinery):
     async def _beat(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, HEARTBEAT_S))
         while self.alive:
+            if self._leaving:
+                self.runs.tell()
             life = self.world.life
             cut = self.world.clock.monotonic_s() < self._cut_until_s
             if cut or life.dead:
@@ -179,6 +197,7 @@ class SimHost(Machinery):
             tasks.append(
                 TaskReport(task_id="standby", kind="standby", state="ready", imports=self._standby)
             )
+        tasks += self.runs.reports()
         return HostReport(
             host_id=self.id,
             at_s=self.world.now_s(),
@@ -201,17 +220,24 @@ def _same(old: HostReport, new: HostReport) -> bool:
     return (
         old.ready == new.ready
         and old.notice == new.notice
-        and [(t.task_id, t.state) for t in old.tasks] == [(t.task_id, t.state) for t in new.tasks]
+        and [(t.task_id, t.state, t.job) for t in old.tasks]
+        == [(t.task_id, t.state, t.job) for t in new.tasks]
     )
 
 
 class Hub:
     """All hosts, and where they report to."""
 
-    def __init__(self, world: World, on_start: Callable[[SimKernel], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        on_start: Callable[[SimKernel], None],
+        on_run: Callable[[SimRun], None],
+    ) -> None:
         self._world = world
         self.hosts: dict[str, SimHost] = {}
         self.started = on_start
+        self.run_started = on_run
         self._on_event: Callable[[str, EventBody], None] | None = None
         self._on_change: Callable[[str], None] | None = None
         self._listening: Life | None = None

@@ -16,12 +16,14 @@ from roost.ports.errors import RoostError
 from roost.ports.provider import InstanceState
 from roost.ports.store import Store
 from roost.ports.values import Ask, Image, Notice, NoticeKind
-from roost.sim import checkers
+from roost.sim import checkers, job_checkers
 from roost.sim.checkers import Scene
 from roost.sim.control import ControlPlane
 from roost.sim.edge import SimEdge
 from roost.sim.faults import Streams, Swarm, draw_swarm
 from roost.sim.hosts import Hub
+from roost.sim.job_checkers import JobScene
+from roost.sim.jobs import SimBlobs
 from roost.sim.kernels import SimKernel
 from roost.sim.loop import run_virtual
 from roost.sim.provider import Machine, SimProvider
@@ -58,13 +60,15 @@ class Scenario:
         self.hours = hours
         self.swarm = swarm
         self.world = World(seed, swarm)
-        self.hub = Hub(self.world, self._kernel_started)
+        self.hub = Hub(self.world, self._kernel_started, lambda run: self.jobs.started(run))
         self.edge = SimEdge(self.world)
         self.providers = {
             name: SimProvider(self.world, name, self._booted, self.hub.end) for name in CLOUDS
         }
         self.store: Store = open_store(None)
         self.scene = Scene(self.world, self.hub, self.edge, self.providers, self.store)
+        self.jobs = JobScene(self.world, self.store)
+        self.blobs = SimBlobs()
         self.servers: dict[str, None] = {}
         self.standby: dict[str, bool] = {}
         self._ids = SeededIds(f"{seed}/ids")
@@ -78,6 +82,8 @@ class Scenario:
         self.world.spawn(self._resurrect(), "supervisor")
         for number in range(self._rng.randrange(1, 4)):
             self.world.spawn(self._session(number), f"session {number}")
+        for number in range(self.world.stream("jobs").choice((0, 0, 1, 2))):
+            self.world.spawn(self._job(number), f"job {number}")
         await self._watch(self.hours * 3600.0)
         if not self.world.violations:
             self.world.calm()
@@ -113,6 +119,7 @@ class Scenario:
         for name, check in checkers.EVERY_SECOND:
             for what in check(self.scene, sessions):
                 self.world.violate(name, what)
+        self.jobs.check(await self.jobs.jobs())
         if second % 10 == 0:
             for what in checkers.live_instances_are_wanted(self.scene, await self.scene.rows()):
                 self.world.violate("every live instance is wanted or being ended", what)
@@ -129,6 +136,7 @@ class Scenario:
         while quiet < 10 and not self.world.violations:
             await self._watch(1.0)
             missing = await checkers.unsettled(self.scene, self.standby)
+            missing += job_checkers.unsettled(await self.jobs.jobs())
             quiet = 0 if missing else quiet + 1
             if missing and self.world.clock.monotonic_s() - calm_since_s > SETTLE_S:
                 self.world.violate("everything settles", "; ".join(missing))
@@ -140,6 +148,8 @@ class Scenario:
             self.world.violate("metered equals the ledger", what)
         for user in self.scene.users.values():
             self._all_cells(user)
+        for what in await self.jobs.finished_lines():
+            self.world.violate(job_checkers.ONCE, what)
         self._no_thrash()
 
     def _all_cells(self, user: TypingUser) -> None:
@@ -153,7 +163,7 @@ class Scenario:
         tally = self.world.tally
         troubles = ("notices", "deaths", "boots that hang", "moves asked", "kernel deaths", "cuts")
         allowed = LAUNCHES_PER_TROUBLE * (
-            2 * len(self.standby) + sum(tally[name] for name in troubles)
+            2 * len(self.standby) + len(self.jobs.asked) + sum(tally[name] for name in troubles)
         )
         if tally["launches"] > allowed:
             self.world.violate("no thrash", f"{tally['launches']} launches, {allowed} allowed")
@@ -235,6 +245,33 @@ class Scenario:
             except (RoostError, asyncio.CancelledError):
                 continue
 
+    async def _job(self, number: int) -> None:
+        """A person submits a job, and may stop it."""
+        rng = self.world.stream(f"job {number}")
+        steps = rng.randrange(1, 60)
+        stops = rng.random() < 0.2
+        await asyncio.sleep(rng.uniform(0.0, 60.0))
+
+        async def submit() -> str:
+            made = await self.control.jobs.submit(
+                name=f"job-{number}",
+                argv=("python", "train.py", str(steps)),
+                workspace={},
+                ask=Ask(vcpus=4.0, memory_gib=16.0),
+                image=Image(name="python", python="3.11"),
+                retries=1000,
+                token=f"asked-{number}",
+            )
+            return made.id
+
+        job_id = await self._insist(submit)
+        self.jobs.asked[f"asked-{number}"] = job_id
+        self.world.tally["jobs"] += 1
+        if stops:
+            await asyncio.sleep(rng.uniform(0.0, 200.0))
+            self.jobs.stopped[job_id] = None
+            await self._insist(lambda: self.control.jobs.stop(job_id))
+
     # --- disturbers --------------------------------------------------------------------------------
 
     def _kernel_started(self, kernel: SimKernel) -> None:
@@ -289,6 +326,7 @@ class Scenario:
             self.store,
             self._ids,
             self.servers,
+            self.blobs,
         )
 
     async def _resurrect(self) -> None:

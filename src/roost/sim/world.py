@@ -52,6 +52,8 @@ class World:
         self.violations: list[Violation] = []
         self.blobs: dict[str, tuple[int, ...]] = {}
         """What is durable off the hosts: the cells of each checkpoint, by digest."""
+        self.job_steps: dict[str, int] = {}
+        """Steps that a job's saved files contain, by digest; unknown = as they were sent: none."""
         self.life = Life(0)
         self.crash_asked = asyncio.Event()
         self._crash_in = 0
