@@ -53,13 +53,22 @@ from roost.runtime.kernel.naming import (
 
 IN_BAND_BYTES = 64 << 10
 """Memory smaller than this goes into the pickle itself."""
+SHALLOW, DEEPEST = 150, 100_000
+"""Between these depths a second try with more stack is worth it."""
 HOOK_S = 3.0
 """So long may the notebook's own classes take to say how their instances are copied."""
 _RAW_KINDS = "biufcmMSUV?"
 """numpy dtype kinds whose memory holds no pointers."""
 # By id: a notebook's metaclass may define __hash__ and __eq__.
 _EXACT: dict[int, Handler] = {
-    id(kind): handler for kind, handler in {**EXACT, **frames.EXACT, **iterators.EXACT, **tasks.EXACT, **STATE}.items()
+    id(kind): handler
+    for kind, handler in {
+        **EXACT,
+        **frames.EXACT,
+        **iterators.EXACT,
+        **tasks.EXACT,
+        **STATE,
+    }.items()
 }
 
 
@@ -93,7 +102,10 @@ class Surroundings:
     def __post_init__(self) -> None:
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
         self.table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
-        self.bases = {id(kind): handler for kind, handler in {**bases(), **state_bases(), **tasks.BASES}.items()}
+        self.bases = {
+            id(kind): handler
+            for kind, handler in {**bases(), **state_bases(), **tasks.BASES}.items()
+        }
 
 
 class _Memory:
@@ -108,14 +120,10 @@ class _Memory:
         return rebuild.same, (self._pickle,)
 
 
-class GroupPickler(cloudpickle.Pickler):
-    """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
+class _Storing:
+    """What the picklers here have in common: handlers for awkward kinds, and what they ask for."""
 
-    def __init__(
-        self, file: io.BytesIO, around: Surroundings, in_band_bytes: int, *, ask: bool = False
-    ) -> None:
-        self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
-        super().__init__(file, protocol=5, buffer_callback=self._keep)
+    def _prepare(self, around: Surroundings, in_band_bytes: int, ask: bool) -> None:
         self.around = around
         self._in_band_bytes = in_band_bytes
         self.root = around.root
@@ -187,13 +195,35 @@ class GroupPickler(cloudpickle.Pickler):
                 return handler
         if self._numpy is not None and any(base is self._numpy.ndarray for base in mro):
             return reduce_array
-        if flags & EXCEPTION:
-            return reduce_error
+        return reduce_error if flags & EXCEPTION else self._own_way(kind)
+
+    def _own_way(self, kind: type) -> Handler | None:
+        """How instances of the notebook's classes that say how they are copied are stored."""
         made_of = hooks.raw_base(kind)
         if made_of is None:
             return trap(kind)
         self.hooked = True
         return None if self.ask else lambda _pickler, value: hooks.reduce_raw(value, made_of)
+
+
+class GroupPickler(_Storing, cloudpickle.Pickler):
+    """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
+
+    def __init__(
+        self, file: io.BytesIO, around: Surroundings, in_band_bytes: int, *, ask: bool = False
+    ) -> None:
+        self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
+        super().__init__(file, protocol=5, buffer_callback=self._keep)
+        self._prepare(around, in_band_bytes, ask)
+
+
+class DeepPickler(_Storing, vars(pickle)["_Pickler"]):  # type: ignore[misc]
+    """The same in Python, which nests deeper: from 3.12 on C code has a fixed limit."""
+
+    def __init__(self, file: io.BytesIO, around: Surroundings, in_band_bytes: int) -> None:
+        super().__init__(file, protocol=5, buffer_callback=self._keep)
+        self.dispatch_table = around.table
+        self._prepare(around, in_band_bytes, ask=False)
 
 
 def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
@@ -210,10 +240,12 @@ def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
 
 def _dump(value: Any, around: Surroundings, in_band_bytes: int, begun: float) -> Dump:
     with io.BytesIO() as file:
-        pickler = GroupPickler(file, around, in_band_bytes)
+        pickler: Any = GroupPickler(file, around, in_band_bytes)
         try:
             _run(pickler, value)
-        except Exception:
+        except Exception as error:
+            if hooks.too_deep(error):
+                return _dump_deep(value, around, in_band_bytes, begun, error)
             if not pickler.hooked:
                 raise
             # What its classes say about copies may leave out what cannot be stored.
@@ -228,7 +260,23 @@ def _dump(value: Any, around: Surroundings, in_band_bytes: int, begun: float) ->
         return Dump(file.getvalue(), pickler.buffers, notes, seconds, pickler.alive)
 
 
-def _run(pickler: GroupPickler, value: Any) -> None:
+def _dump_deep(
+    value: Any, around: Surroundings, in_band_bytes: int, begun: float, error: Exception
+) -> Dump:
+    """What lies deeper in itself than a C stack allows, up to a measured depth."""
+    depth = hooks.depth(value, DEEPEST)
+    if not SHALLOW < depth < DEEPEST:
+        raise error
+    with io.BytesIO() as file:
+        kind = GroupPickler if sys.version_info < (3, 12) else DeepPickler
+        pickler: Any = kind(file, around, in_band_bytes)
+        hooks.on_deep_stack(lambda: _run(pickler, value), depth)
+        seconds = time.perf_counter() - begun
+        notes = list(pickler.notes)
+        return Dump(file.getvalue(), pickler.buffers, notes, seconds, pickler.alive)
+
+
+def _run(pickler: Any, value: Any) -> None:
     try:
         pickler.dump(value)
     finally:  # the pickler is part of a cycle: what it holds of the user's would outlive it
@@ -281,6 +329,8 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
         return cloud._dynamic_class_reduce(cls)
     own = dict_of(cls)
     body = {k: own[k] for k in ("__module__", "__qualname__", "__orig_bases__") if k in own}
+    if type(own.get("__class__")) is property:
+        body["__class__"] = property()  # its functions follow
     body.setdefault("__qualname__", type.__getattribute__(cls, "__qualname__"))
     if "__slots__" in own:
         body["__slots__"] = _slots(own["__slots__"], own)
@@ -289,7 +339,10 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
     bases = type.__getattribute__(cls, "__bases__")
     state = ({k: v for k, v in own.items() if _carried(k, v)}, _registered(cls, own))
     arguments = (type(cls), builder, name, bases, body)
-    if type(cls).__name__ == "_TypedDictMeta" and type(cls).__module__ in ("typing", "typing_extensions"):
+    if type(cls).__name__ == "_TypedDictMeta" and type(cls).__module__ in (
+        "typing",
+        "typing_extensions",
+    ):
         return rebuild_state.plain_class, arguments, state, None, None, rebuild.set_class
     return rebuild.make_class, arguments, state, None, None, rebuild.set_class
 
@@ -361,13 +414,18 @@ def reduce_array(pickler: GroupPickler, array: Any) -> Any:
         owner = owner.base
     root, start = _root(pickler, owner, owner.base)
     place = numpy.ndarray.__array_interface__.__get__(array)["data"][0]
-    form = (place - start, dtype, numpy.ndarray.shape.__get__(array))
-    form = (*form, numpy.ndarray.strides.__get__(array), bool(array.flags.writeable))
+    shape, strides = numpy.ndarray.shape.__get__(array), numpy.ndarray.strides.__get__(array)
+    form = (place - start, dtype, shape, strides, bool(array.flags.writeable))
     if plain:
         return rebuild.array, (root, *form)
     state = getattr(array, "__dict__", {})
-    return rebuild_data.sub_array, (type(array), root, *form), state, None, None, (
-        rebuild_data.set_dict
+    return (
+        rebuild_data.sub_array,
+        (type(array), root, *form),
+        state,
+        None,
+        None,
+        (rebuild_data.set_dict),
     )
 
 
