@@ -25,6 +25,7 @@ from roost.adapters.clock import SystemClock
 from roost.doors.cli.gateway import QuickStart
 from roost.gateway import config, sockets
 from roost.gateway.channel import Channel, Drain, Snapshot
+from roost.gateway.dns import zonefile
 from roost.gateway.side import SideServices
 from roost.gateway.workers import ROWS, Workers
 from roost.ports.errors import Invalid, RoostError
@@ -74,6 +75,9 @@ class Program:
                 f"service {service.name}: {len(service.backends)} backends, {service.balance}"
             )
         lines += [f"route {route.name}" for route in gateway.routes]
+        if gateway.dns is not None:
+            loaded = zonefile.load(path.parent / gateway.dns.zone)
+            lines.append(f"zone {loaded.data.origin} on {gateway.dns.address}")
         return lines
 
 

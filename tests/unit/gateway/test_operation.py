@@ -57,6 +57,12 @@ listeners = ["main"]
 """
 
 
+ZONE = """
+zone = "example.test"
+nameservers = ["ns.example.net."]
+"""
+
+
 @pytest.fixture
 async def backends() -> AsyncIterator[list[Backend]]:
     made = [await Backend(name).start() for name in ("one", "two")]
@@ -448,6 +454,39 @@ async def test_check_says_what_is_wrong(backends: list[Backend], tmp_path: Path)
     code, _, errors = await command()
     assert code == 2
     assert "--config routes.toml" in errors
+
+
+async def test_check_reads_the_zone(backends: list[Backend], tmp_path: Path) -> None:
+    file, zone = tmp_path / "routes.toml", tmp_path / "zone.toml"
+    dns = '[dns]\naddress = "127.0.0.1:0"\nzone = "zone.toml"\n'
+    file.write_text(config(backends, dns))
+    code, _, errors = await command("check", str(file))
+    assert code == 2
+    assert "zone.toml: No such file" in errors
+    zone.write_text(ZONE)
+    code, out, errors = await command("check", str(file))
+    assert code == 0, errors
+    assert "zone example.test" in out
+
+
+async def test_requests_wait_for_the_backend_that_a_reload_brings(backends: list[Backend]) -> None:
+    hold = "hold = { wait_s = 30, max_requests = 8 }"  # for both workers together
+    async with running(config([], hold)) as gateway:
+        address = gateway.addresses["main"]
+        asks = [asyncio.create_task(get(address)) for _ in range(40)]
+
+        async def all_wait_or_were_refused() -> bool:
+            held: int = (await gateway.state())["gauges"]["held"]
+            return held > 0 and held + sum(ask.done() for ask in asks) == len(asks)
+
+        await until_async(all_wait_or_were_refused)
+        held = (await gateway.state())["gauges"]["held"]
+        assert 4 <= held <= 8  # each worker keeps half of them, whoever gets the connections
+        gateway.write(config(backends, hold))
+        assert (await gateway.reload())["config_ok"], gateway.errors
+        answers = [status for status, _ in await asyncio.gather(*asks)]
+        assert answers.count(200) == held
+        assert answers.count(503) == len(asks) - held
 
 
 async def test_top_shows_a_running_gateway(backends: list[Backend]) -> None:

@@ -404,6 +404,34 @@ async def test_a_hold_ends() -> None:
         assert made.proxy.held == 0
 
 
+async def test_the_trial_of_a_half_open_backend_costs_no_client_an_error() -> None:
+    posted: list[bytes] = []
+
+    async def sick(reader: Reader, writer: Writer) -> None:
+        while True:
+            posted.append(await reader.readuntil(b" "))
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+
+    outlier = policy.PassiveHealth(eject_s=0.01, eject_max_s=0.01)
+    async with site(sick, saying(b"well"), outlier=outlier) as made:
+        member = made.upstreams.members[0]
+        loop = asyncio.get_running_loop()
+        made.upstreams.eject(member, loop.time())
+        trials = 0
+        for _ in range(400):
+            before = len(posted)
+            answer = await made.ask(get())
+            assert (answer[0], answer[2]) == (200, b"well")
+            assert (await made.ask(get(method="POST", body="x")))[0] == 200
+            trials += len(posted) - before
+            if trials > 2:
+                break
+        assert trials > 2
+        assert set(posted) == {b"GET "}
+        assert member.out_until_s
+
+
 # --- hooks -------------------------------------------------------------------------------------------
 
 
