@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import asking, journal, process, rebuild
+from roost.runtime.kernel import asking, journal, process, rebuild, tasks
 from roost.runtime.kernel.again import Again, entries, listen
 from roost.runtime.kernel.capture import Collector, Snapshot
 from roost.runtime.kernel.cells import Cell, names_of
@@ -350,6 +350,7 @@ class Engine:
             names is None
             or self._touched is None
             or asking.other_threads() - (self._threads or set())
+            or tasks.live()
         ):
             self._touched = None
         else:
@@ -475,6 +476,7 @@ class Engine:
         self._pace.looked()
         if job.touched is None:
             self._fresh = False
+        job.whole = tasks.live()
         generator = self.collector.collect(job.touched, list(self._log))
         self._collecting = (generator, job)
         self._step()
@@ -486,7 +488,7 @@ class Engine:
         generator, job = self._collecting
         until = time.perf_counter() + SLICE_S
         try:
-            while job.explicit or time.perf_counter() < until:
+            while job.explicit or job.whole or time.perf_counter() < until:
                 next(generator)
         except StopIteration as stop:
             self._collecting = None

@@ -21,6 +21,8 @@ class Job:
     def __init__(self, touched: set[str] | None, *, explicit: bool) -> None:
         self.touched = touched
         self.explicit = explicit
+        self.whole = False
+        """Tasks of the user run between cells: what is seen must be of one moment."""
         self.seal = Seal()
         self.begun = time.perf_counter()
         self.done: Future[Fields] = Future()
