@@ -31,7 +31,7 @@ LOAD = "%load_ext roost"
 _CELL = re.compile(r"^# %%.*\n", re.MULTILINE)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_TIMER = re.compile(r"ipykernel_\d+/\d+")
+_PROCESS = re.compile(r"ipykernel_\d+/\d+")
 
 Shown = list[str]
 
@@ -129,7 +129,7 @@ def _messages(client: Any, message: str, until: float) -> Iterator[tuple[str, di
 
 def _one(kind: str, content: dict[str, Any]) -> Shown:
     if kind == "stream":
-        return [f"{content['name']}:{content['text']}"]
+        return [f"{content['name']}:{_PROCESS.sub('ipykernel', content['text'])}"]
     if kind == "execute_input":
         return [f"[{content['execution_count']}]"]
     if kind in ("execute_result", "display_data", "update_display_data"):
@@ -146,7 +146,7 @@ def _value(name: str, data: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    return _TIMER.sub("ipykernel", _ADDRESS.sub("0x", _COLOUR.sub("", text)))
+    return _PROCESS.sub("ipykernel", _ADDRESS.sub("0x", _COLOUR.sub("", text)))
 
 
 def _merged(shown: Shown) -> Shown:

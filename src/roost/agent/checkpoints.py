@@ -77,6 +77,7 @@ class Checkpoints:
         for _ in range(ATTEMPTS):
             seq, tree = await self._look(session_id)
             blob = CheckpointBlob(
+                format=checkpoints.PLAIN if capture.running is None else checkpoints.FORMAT,
                 session_id=session_id,
                 epoch=capture.epoch,
                 number=capture.number,
@@ -84,6 +85,7 @@ class Checkpoints:
                 chunks=manifest.chunks,
                 spool=capture.spool,
                 finished=capture.finished,
+                running=capture.running,
                 workspace=tree.entries,
                 left_out=tree.left_out,
                 files_seq=seq,

@@ -190,6 +190,8 @@ class KernelStarter:
                 restore_manifest=fetched.manifest_path if fetched else "",
                 spool=fetched.blob.spool if fetched else (),
                 finished=fetched.blob.finished if fetched else (),
+                running=fetched.blob.running if fetched else None,
+                running_epoch=fetched.blob.epoch if fetched else 0,
             )
         )
         await self._look(task_id, keeper)

@@ -8,15 +8,18 @@ import msgspec
 
 from roost.ports.errors import Never
 from roost.ports.files import LeftOut, TreeEntry
+from roost.ports.keeper import RunningCell
 from roost.ports.wire import Output
 
-FORMAT = 1
+FORMAT = 2
+PLAIN = 1
+"""The format of a checkpoint made between two cells: hosts that know no running cell can take it."""
 
 
 class CheckpointBlob(msgspec.Struct, frozen=True, kw_only=True):
     """A session at one moment."""
 
-    format: int = FORMAT
+    format: int = PLAIN
     session_id: str
     epoch: int
     number: int
@@ -33,6 +36,8 @@ class CheckpointBlob(msgspec.Struct, frozen=True, kw_only=True):
     files_seq: int = 0
     environment: tuple[str, ...] = ()
     """Installed packages, pinned (``name==version``)."""
+    running: RunningCell | None = None
+    """The cell it was made in (``format`` is 2 then): the next kernel goes on with it."""
 
     def digests(self) -> tuple[str, ...]:
         """Every chunk this checkpoint needs, each once, in order."""

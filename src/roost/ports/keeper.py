@@ -18,6 +18,15 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base: the msgpack map carries the class name as its tag."""
 
 
+class RunningCell(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell that was captured while it stood in a loop, and how the next kernel goes on with it."""
+
+    frames: tuple[bytes, ...]
+    """Its request, as the client sent it."""
+    tail: str
+    """What is left of it, in the engine's words: opened by kernels only."""
+
+
 # --- asks ------------------------------------------------------------------------------------------
 
 
@@ -53,6 +62,10 @@ class Adopt(_Message, frozen=True, kw_only=True):
     """Outputs of the checkpoint that the bridge may not have."""
     finished: tuple[str, ...] = ()
     """msg_ids whose effects the checkpoint contains."""
+    running: RunningCell | None = None
+    """The cell the checkpoint was made in: it goes on here."""
+    running_epoch: int = 0
+    """The epoch of that checkpoint."""
 
 
 class FenceOff(_Message, frozen=True, kw_only=True):
@@ -137,6 +150,8 @@ class KeeperCapture(_Message, frozen=True, kw_only=True):
     bytes_total: int = 0
     refused: tuple[VariableReport, ...] = ()
     seconds: float = 0.0
+    running: RunningCell | None = None
+    """The cell that stands in a loop; without one the capture is of a moment between cells."""
 
 
 class DoneAsked(_Message, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from roost.agent.keeper.engine import Fields
 from roost.agent.keeper.line import Line
 from roost.agent.keeper.spool import Spool
-from roost.ports.keeper import KeeperCapture
+from roost.ports.keeper import KeeperCapture, RunningCell
 from roost.ports.kernels import VariableReport
 
 REMEMBERED = 16
@@ -82,8 +82,18 @@ class Captures:
         self._pending = None
         return self.build(fields, line, spool, epoch)
 
-    def build(self, fields: Fields, line: Line, spool: Spool, epoch: int) -> KeeperCapture:
-        """Join the engine's answer with spool and line as they are now."""
+    def build(
+        self,
+        fields: Fields,
+        line: Line,
+        spool: Spool,
+        epoch: int,
+        running: RunningCell | None = None,
+    ) -> KeeperCapture:
+        """Join the engine's answer with spool and line as they are now.
+
+        ``running``: the cell in hand stands in a loop and goes on from here; what it showed belongs to it.
+        """
         number = int(fields.get("number", 0))
         self._answered = max(self._answered, number)
         if self._base + number <= self._floor:
@@ -91,6 +101,8 @@ class Captures:
         finished = line.contained(tuple(fields.get("finished", ())))
         begun = set(line.received()) - set(finished)
         begun.update((set(line.finished) | set(line.others)) - set(finished))
+        if running is not None and line.in_hand is not None:
+            begun.discard(line.in_hand.message.header.msg_id)
         capture = KeeperCapture(
             manifest_path=str(fields.get("manifest", "")),
             number=self._base + number,
@@ -101,6 +113,7 @@ class Captures:
             bytes_total=int(fields.get("bytes_total", 0)),
             refused=reports(fields.get("refused", ())),
             seconds=float(fields.get("seconds", 0.0)),
+            running=running,
         )
         self.last = capture
         self._contents[capture.number] = finished

@@ -22,6 +22,7 @@ from roost.agent.keeper.line import Line
 from roost.agent.keeper.outbox import Outbox
 from roost.agent.keeper.process import KernelConfig
 from roost.agent.keeper.spool import Position
+from roost.agent.keeper.standing import MARK, SEEN_TWICE, Standing
 from roost.agent.keeper.stream import BridgeStream
 from roost.kit.ids import Ids
 from roost.ports.errors import Conflict, Gone, Invalid, Never, Retry, StaleEpoch
@@ -35,6 +36,7 @@ from roost.ports.keeper import (
     KeeperEvent,
     KeeperStatus,
     KernelEnded,
+    RunningCell,
     StateChanged,
     Warmed,
 )
@@ -81,7 +83,9 @@ class Keeper:
         self._publish = publish
         self._life = Life(config, ids, self)
         self._line = Line()
+        self._ids = ids
         self._captures = Captures()
+        self._standing = Standing(self._life.ask)
         self._out = Outbox(config.run_dir / f"s-{config.task_id}.spool")
         self._session: Adopt | None = None
         self._adopted = Adopted()
@@ -176,6 +180,7 @@ class Keeper:
     def _lost(self, why: str, *, died: bool = False) -> None:
         """Answer everything that the kernel, now gone, will not answer."""
         self._open = False
+        self._standing.over()
         hand, waiting = self._line.lose()
         self._held.clear()
         self._captures.restarted()
@@ -198,6 +203,8 @@ class Keeper:
     def on_engine(self, fields: Fields) -> None:
         """A background capture was made, or could not be."""
         if fields.get("event") == "captured":
+            if not self._standing.counts(fields.get("finished", ())):
+                return
             self._captures.announced(fields)
             self._offer_capture()
             if self._captures.pending:
@@ -261,21 +268,32 @@ class Keeper:
             variables = reports(answer.get("report", ()))
             report = RestoreReport(variables=variables, seconds=float(answer.get("seconds", 0.0)))
             self._execution_count = int(answer.get("execution_count", 0))
-        self._session = msgspec.structs.replace(order, spool=(), finished=())
+        self._session = msgspec.structs.replace(order, spool=(), finished=(), running=None)
         self._fresh = not order.restore_manifest
         self._out.signer = Signer(order.key)
         self._out.begin(order.epoch)
         self._out.spool.load(order.spool)
         self._line.adopt(order.finished)
         self._captures.adopted(order.finished)
+        if order.running is not None:
+            await self._go_on_with(order.running, order.running_epoch)
         self._open = True
         self._adopted = Adopted(report=report, seconds=loop.time() - begun)
         self._show()
         return self._adopted
 
+    async def _go_on_with(self, running: RunningCell, epoch: int) -> None:
+        """The cell that stood on the old host is in hand here; its outputs and reply are under its own id."""
+        message = read(running.frames)
+        await self._life.demand("continue", msg_id=message.header.msg_id, tail=running.tail)
+        self._standing.goes_on(message, epoch)
+        self._line.go_on(message)
+        self._life.spawn(self._life.send("shell", message.parts))
+
     def _renew(self, epoch: int) -> None:
         """The move was called off: same kernel, next epoch, work is accepted again."""
         self._out.begin(epoch)
+        self._life.spawn(self._standing.go_on())
         self._line.fenced = False
         self._adopted = Adopted()
         if self._out.stream is not None:
@@ -304,8 +322,8 @@ class Keeper:
             async with asyncio.timeout(budget_s):
                 while True:
                     while self._line.in_hand is not None:
-                        self._settled.clear()
-                        await self._settled.wait()
+                        if (standing := await self._stand(self._line.in_hand.message)) is not None:
+                            return standing
                     settled = tuple(self._line.finished)
                     answer = await self._life.ask("capture", budget_s=max(0.1, end - loop.time()))
                     if answer.get("ok", True):
@@ -316,11 +334,30 @@ class Keeper:
         except TimeoutError as error:
             raise Retry(f"no capture within {budget_s:.1f} s: the kernel is busy") from error
 
-    def _build_capture(self, answer: Fields, settled: tuple[str, ...]) -> KeeperCapture:
+    async def _stand(self, message: Message) -> KeeperCapture | None:
+        """The capture of the request in hand, standing in a loop; None once it is settled instead."""
+        if self._standing.capture is not None:
+            return self._standing.capture
+        settled = tuple(self._line.finished)
+        self._settled.clear()
+        try:
+            answer = await self._standing.pause_unless(self._settled, self._ids.secret())
+            if answer is not None:
+                running = RunningCell(frames=message.parts, tail=str(answer["tail"]))
+                self._standing.capture = self._build_capture(answer, settled, running)
+            return self._standing.capture
+        finally:
+            if self._standing.capture is None:
+                self._life.spawn(self._standing.go_on())
+
+    def _build_capture(
+        self, answer: Fields, settled: tuple[str, ...], running: RunningCell | None = None
+    ) -> KeeperCapture:
         # What was settled before the engine was asked is contained, whether it names it or not.
         finished = tuple(dict.fromkeys((*settled, *answer.get("finished", ()))))
         fields = {**answer, "finished": finished}
-        return self._captures.build(fields, self._line, self._out.spool, self._out.epoch)
+        self._standing.counts(finished)
+        return self._captures.build(fields, self._line, self._out.spool, self._out.epoch, running)
 
     def durable(self, number: int) -> None:
         """A capture is durable: the bridge may forget the requests in it."""
@@ -360,11 +397,20 @@ class Keeper:
         if former is not None:
             await former.close()
         self._out.spool.acknowledge(seen)
+        self._tell_twice(attach.seen_epoch)
         self._greet(stream)
         stream.start()
         if not self._line.fenced:
             self._life.start()
         return stream
+
+    def _tell_twice(self, seen_epoch: int) -> None:
+        """The client saw a part of the continued cell from a kernel that is lost: it is told, once."""
+        hand = self._line.in_hand
+        if hand is not None and self._standing.seen_twice(seen_epoch, self._out.epoch):
+            content = {"name": "stderr", "text": SEEN_TWICE}
+            frames = self._out.signer.build("stream", content, parent=hand.message)
+            self._out.number("iopub", frames, "stream", hand.message.header.msg_id)
 
     def detach(self, stream: BridgeStream) -> None:
         """The bridge's connection is gone."""
@@ -507,7 +553,11 @@ class Keeper:
         state = message.status().execution_state if kind == "status" else ""
         if kind == "iopub_welcome" or state == "starting":
             return
-        self._out.number("iopub", message.parts, kind, message.parent.msg_id)
+        if kind == MARK:
+            self._standing.marked(message)
+            return
+        if not self._standing.hides(message.parent.msg_id, kind, state):
+            self._out.number("iopub", message.parts, kind, message.parent.msg_id)
         if kind == "execute_input":
             self._execution_count = _count.decode(message.content).execution_count
             self._life.proven()

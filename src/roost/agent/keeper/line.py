@@ -91,6 +91,10 @@ class Line:
         self.waiting.append(Waiting(message))
         return False
 
+    def go_on(self, message: Message) -> None:
+        """The kernel goes on with a request that another one began."""
+        self.in_hand = InHand(message)
+
     def pass_by(self, msg_id: str) -> None:
         """Remember a request that is handled at once and never answered by an idle status."""
         self._finish_other(msg_id)

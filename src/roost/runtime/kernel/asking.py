@@ -48,6 +48,13 @@ def file_name(shell: Any, code: str, parsed: str) -> str:
         return ""
 
 
+def running_count(shell: Any) -> int:
+    """The number of the cell that runs: IPython raises the counter at its begin from 9.8 on, before at its
+    end."""
+    count = int(shell.execution_count)
+    return count - 1 if count >= len(shell.history_manager.input_hist_raw) else count
+
+
 def former_cells(shell: Any) -> list[Cell]:
     """Cells that ran before the engine was loaded."""
     raw = list(shell.history_manager.input_hist_raw)[1:]

@@ -31,6 +31,7 @@ from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, drain, write
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Mover, Transformer, check
 from roost.runtime.kernel.pace import RETRY_S, Pace
+from roost.runtime.kernel.pausing import Continued, Pauser
 from roost.runtime.kernel.recorder import Facts, Overtaken, Recorder, Seal, Written
 from roost.runtime.kernel.restore import CannotRestore, Restored, restore
 
@@ -85,11 +86,14 @@ class Engine:
         self.running = Running()
         self.mover: Mover | None = None
         """Journals requests and answers notices, while tracking on its own."""
+        self.pauser: Pauser | None = None
+        """Pauses the running cell for a keeper, while tracking for one."""
         self._transformer = Transformer(
-            self.running, lambda: self.mover is not None and self._depth == 1
+            self.running, lambda: (self.mover or self.pauser) is not None and self._depth == 1
         )
         shell.ast_transformers.append(self._transformer)
         self.again = Again(self.kernel, self.running, self._transformer, self._last_ok)
+        self.continued = Continued(self.kernel, self.running, self._transformer)
         self._listens = False
         self._former: dict[Path, tuple[journal.Facts, int]] = {}
         """Journal and newest capture of a directory as they were before this kernel tracked into it."""
@@ -153,6 +157,7 @@ class Engine:
         if self.mover is not None:
             self.mover.close()
             self.mover = None
+        self.pauser = None
         if directory is None:
             self._recorder = None
             return
@@ -166,8 +171,12 @@ class Engine:
                 directory, self.shell.user_ns, self.running, self._capture_now, self._last_answer,
                 self.base.root, self.again.waiting(),
             )  # fmt: skip
-            self.running.install(builtins.__dict__)
             self._listen()
+        else:
+            self.pauser = Pauser(
+                self.kernel, self.shell.user_ns, self.running, self._capture_now
+            )
+        self.running.install(builtins.__dict__)
         self._recorder = Recorder(directory, None)
         self.collector.records = {}
         self._touched = None
@@ -212,6 +221,8 @@ class Engine:
             if self.mover is not None:
                 self.mover.journal.carry(self.again.waiting())
             self.again.schedule(self.loop)
+        else:
+            self.continued.loops = done.loops
         if self._recorder is not None and self._recorder.directory == directory.absolute():
             # What is stored here already need not be written again.
             self._recorder = Recorder(directory.absolute(), done.manifest)
@@ -314,6 +325,8 @@ class Engine:
             self.collector.loops = dict(self.running.saved) or self.again.loops
             self._capture_before()
             self.mover.begins(asking.message(self.kernel), self.again.rest)
+        elif self.pauser is not None:
+            self.pauser.begins(asking.message(self.kernel))
 
     def _pre_run_cell(self, _info: Any) -> None:
         if self._depth == 1:
@@ -329,6 +342,8 @@ class Engine:
         if silent:
             self._touched = None
         self._fresh = True
+        if self.pauser is not None:
+            self.pauser.ends()
         self.running.clear()
         self.collector.loops = self.again.loops
         self._context = contextvars.copy_context()
@@ -418,6 +433,8 @@ class Engine:
         try:
             snapshot = drain(self.collector.collect(None, list(self._log)))
             check([asdict(entry) for entry in snapshot.refused])
+            if self.busy:
+                snapshot.execution_count = asking.running_count(self.shell)
         finally:
             self.collector.loops = former
         facts = self._facts()

@@ -26,6 +26,8 @@ BACKLOG_BYTES = 8 << 20
 """A client that leaves so much unread is cut off."""
 BUDGET_S = 30.0
 """Time for a capture when the request names none."""
+POKE_S = 0.5
+"""How often the main thread is asked again to look for a place to pause at."""
 
 Op = Callable[[Fields], Awaitable[Fields]]
 
@@ -50,6 +52,9 @@ class Server:
             "release": self._release,
             "notice": self._notice,
             "call_off": self._call_off,
+            "pause": self._pause,
+            "go_on": self._go_on,
+            "continue": self._continue,
         }
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -206,6 +211,30 @@ class Server:
     async def _call_off(self, _request: Fields) -> Fields:
         if self._engine.mover is not None:
             self._engine.mover.call_off()
+        return {}
+
+    async def _pause(self, request: Fields) -> Fields:
+        """Pause the running cell in a loop, for a keeper; answered when it stands, ended, or cannot."""
+        engine, pauser = self._engine, self._engine.pauser
+        if pauser is None:
+            raise CannotRestore("no_directory", "this kernel tracks into no directory")
+        asked = pauser.ask(str(request.get("token", "")))
+        waiting = asyncio.wrap_future(asked.done)
+        while not waiting.done():
+            pauser.poke()
+            engine.on_main(lambda: None if engine.busy else asked.answer({"mode": "over"}))
+            await asyncio.wait({waiting}, timeout=POKE_S)
+        return dict(waiting.result())
+
+    async def _go_on(self, _request: Fields) -> Fields:
+        if self._engine.pauser is not None:
+            self._engine.pauser.go_on()
+        return {}
+
+    async def _continue(self, request: Fields) -> Fields:
+        message_id, tail = str(request["msg_id"]), str(request["tail"])
+        expect = self._engine.continued.expect
+        await self._between_cells(lambda: expect(message_id, tail))
         return {}
 
     async def _configure(self, request: Fields) -> Fields:
