@@ -1,8 +1,8 @@
 """Arrays, views of memory, and C data: what shares memory still shares it afterwards."""
 
 import ctypes
+import io
 import sys
-from pathlib import Path
 from typing import Any
 
 from roost.runtime.kernel import rebuild_data
@@ -95,8 +95,14 @@ def reduce_flat(_pickler: Storing, value: Any) -> Any:
 
 def reduce_text_reader(_pickler: Storing, value: Any) -> Any:
     """Chunks of a csv file: read on after the rows that were read."""
-    source = value.f
-    if not isinstance(source, str | Path):
+    if value.handles is None:
+        raise Refusal("a reader that is closed", CELL_ADVICE)
+    handle = value.handles.handle
+    own = any(handle is one for one in value.handles.created_handles)
+    source = getattr(handle, "name", None)
+    if type(handle) is io.StringIO:
+        source = io.StringIO(handle.getvalue())
+    elif not own or type(source) is not str:
         raise Refusal("a reader over an open file", "give it the path of the file")
     return rebuild_data.chunks_of_text, (source, value.engine, value.orig_options, value._currow)
 

@@ -23,7 +23,8 @@ from roost.runtime.kernel.naming import (
     HEAP_TYPE,
     dict_of,
     flags_of,
-    importable_class,
+    foreign,
+    module_of,
     mro_of,
 )
 
@@ -55,7 +56,7 @@ _ATOMS: dict[type, Any] = {
 
 def raw_base(kind: type) -> type | None:
     """The builtin a notebook class is made of, when its instances are to be stored as they are."""
-    if not flags_of(kind) & HEAP_TYPE or flags_of(kind) & EXCEPTION or importable_class(kind):
+    if flags_of(kind) & EXCEPTION or not foreign(kind):
         return None
     found: set[str] = set()
     for cls in mro_of(kind):
@@ -64,9 +65,9 @@ def raw_base(kind: type) -> type | None:
         if not flags_of(cls) & HEAP_TYPE:
             return None
         names = dict_of(cls).keys()
-        if importable_class(cls):
+        if not foreign(cls):
             # A library's base class knows best, unless it says nothing about copies.
-            if names & _ASKED or cls.__module__ == "enum":
+            if names & _ASKED or module_of(cls) == "enum":
                 return None
             continue
         if {"_fields", "_make"} <= names:

@@ -4,6 +4,7 @@ Such objects are referred to, never copied. Asks user objects nothing: no ``hasa
 """
 
 import functools
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -71,7 +72,7 @@ def importable(module: object, qualname: object, value: object) -> bool:
         return False
     if module in BY_VALUE:
         return False
-    home = sys.modules.get(module)
+    home = sys.modules.get(module) or _late(module)
     if home is None or not is_module(home) or not real_module(home):
         return False
     found: Any = None
@@ -82,6 +83,17 @@ def importable(module: object, qualname: object, value: object) -> bool:
         found = inside[part]
         inside = dict_of(found) if is_class(found) else {}
     return found is value
+
+
+def _late(module: str) -> types.ModuleType | None:
+    """A part of a loaded library that says where its classes live, and is not loaded yet itself."""
+    parent = module.rpartition(".")[0]
+    if parent not in sys.modules or parent == "__main__" or parent in BY_VALUE:
+        return None
+    try:
+        return importlib.import_module(module)
+    except Exception:  # no such part after all
+        return None
 
 
 def importable_class(kind: type) -> bool:
