@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SEEDS ?= 20
 
-.PHONY: help setup setup-dev demo test check lint types imports sim e2e browser reference screenshot pins clean
+.PHONY: help setup setup-dev demo test kernels check lint types imports sim e2e browser reference screenshot pins clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,10 @@ demo: setup  ## The main job, end to end, on this machine (KEEP=1 keeps it up).
 	@$(BIN)/roost demo $(if $(KEEP),--keep)
 
 test: setup-dev lint types imports  ## Everything: checks, unit, contract, simulator, real processes, browser.
-	$(BIN)/pytest
+	ROOST_TEST_PYTHONS=$$($(BIN)/python tools/kernels.py) $(BIN)/pytest
+
+kernels: setup-dev  ## The session engine's tests on every Python that kernels run on (3.11, 3.12, 3.13).
+	ROOST_TEST_PYTHONS=$$($(BIN)/python tools/kernels.py) $(BIN)/pytest tests/unit/runtime
 
 FAST := tests/tidy tests/contract/test_store.py $(addprefix tests/unit/,kit store metering market fleet notebooks gateway notices)
 
@@ -72,4 +75,4 @@ pins: setup-dev  ## Pin the newest versions of everything again.
 		--no-emit-index-url --no-emit-find-links -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-kernels .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
