@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from roost.runtime.kernel import history
 from roost.runtime.kernel.engine import Engine
-from roost.runtime.kernel.format import KEPT, manifest_path
+from roost.runtime.kernel.format import KEPT, manifest_numbers, manifest_path
 from roost.runtime.kernel.restore import CannotRestore, Restored, checked
 from roost.runtime.kernel.server import Server
 from roost.runtime.kernel.workfiles import Return
@@ -22,6 +23,9 @@ USAGE = """%roost track DIR         capture into DIR after each cell, and answer
 %roost save DIR          capture into DIR now
 %roost restore DIR       restore the newest capture in DIR, then go on with what ran and waited there
 %roost report            the report of the last restore
+%roost history           the moments that are stored: number, cell, time, size
+%roost undo [N]          back to the moment before the last cell, or to number N
+%roost branch DIR [N]    copy the newest moment, or number N, into DIR: another kernel restores it there
 %roost status            what the engine knows"""
 
 DOOR = "engine.json"
@@ -73,6 +77,8 @@ class Magic:
             self._restore(where)
         elif verb == "report":
             self._report()
+        elif verb in ("history", "undo", "branch"):
+            self._travel(verb, rest.split())
         else:
             print(USAGE)
 
@@ -128,6 +134,47 @@ class Magic:
         done.report += files.report
         _keep_report(where, number, done)
         print(f"restored number {number} in {done.seconds:.2f} s")
+        self._report()
+
+    # --- time travel ---------------------------------------------------------------------------------
+
+    def _travel(self, verb: str, words: list[str]) -> None:
+        where = self._engine.directory
+        if where is None:
+            print("no history: first run %roost track DIR")
+            return
+        self._engine.settle()
+        numbers = [int(word) for word in words if word.isdecimal()]
+        try:
+            if verb == "history":
+                print("\n".join(history.table(where)))
+            elif verb == "undo":
+                self._undo(where, numbers[0] if numbers else 0)
+            elif words:
+                number = numbers[-1] if numbers and len(words) > 1 else max(manifest_numbers(where))
+                target = Path(words[0]).expanduser().absolute()
+                history.branch(where, number, target)
+                print(
+                    f"number {number} is in {target}: run %roost restore {target} in another kernel"
+                )
+            else:
+                print(USAGE)
+        except (OSError, ValueError) as error:
+            print(f"not done: {getattr(error, 'strerror', None) or error}")
+
+    def _undo(self, where: Path, number: int) -> None:
+        number = number or history.before_last(where, self._engine.log)
+        if number not in manifest_numbers(where):
+            print("nothing to go back to: see %roost history")
+            return
+        try:
+            left = history.go_back(self._engine, where, number)
+        except CannotRestore as error:
+            print(f"not undone: {error}")
+            return
+        print(f"back at number {number}; files and what is outside this kernel stay as they are")
+        if left:
+            print(f"as they are now, for they cannot go back: {', '.join(left)}")
         self._report()
 
     def _report(self) -> None:

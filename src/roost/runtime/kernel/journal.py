@@ -127,6 +127,11 @@ class Journal:
         with self._lock:
             self._add({"went_on": message_id, "at_s": time.time()})
 
+    def undone(self) -> None:
+        """An earlier moment was taken up again: what has run since is not to be run again anywhere."""
+        with self._lock:
+            self._add({"undone": True})
+
     def trim(self, finished: Iterable[str]) -> None:
         """Drop what a capture contains, when the journal has grown."""
         with self._lock:
@@ -178,8 +183,13 @@ class Journal:
 
 
 def own(message: Message) -> bool:
-    """A cell of ``%roost`` lines and nothing else: never run again in another kernel."""
-    lines = [line for line in str(message["content"].get("code", "")).splitlines() if line.strip()]
+    """A request of ``%roost`` lines and nothing else: never run again in another kernel."""
+    return own_lines(str(message["content"].get("code", "")))
+
+
+def own_lines(code: str) -> bool:
+    """The same of a cell's text."""
+    lines = [line for line in code.splitlines() if line.strip()]
     return bool(lines) and all(_OWN.match(line) for line in lines)
 
 
@@ -218,5 +228,9 @@ def _learn(facts: Facts, fact: dict[str, Any]) -> None:
         request = facts.requests[fact["paused"]]
         request.number, request.tail = int(fact["number"]), str(fact["tail"])
         request.paused_files, request.went_on_s = int(fact.get("files", -1)), 0.0
+    elif "undone" in fact:
+        waiting = {n: r for n, r in facts.requests.items() if not r.begun}
+        facts.requests.clear()
+        facts.requests.update(waiting)
     elif "went_on" in fact:
         facts.requests[fact["went_on"]].went_on_s = float(fact["at_s"])
