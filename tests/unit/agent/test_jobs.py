@@ -154,6 +154,49 @@ async def test_a_save_taken_in_full_flight_has_every_step_of_its_checkpoint(benc
             assert at < len(lines)
 
 
+BY_THE_ENGINE = """
+import roost
+state = roost.resume() or {"step": 0}
+print("begins at", state["step"])
+while True:
+    with open("steps.txt", "a") as file:
+        file.write(f"{state['step']}\\n")
+    state["step"] += 1
+    roost.checkpoint(state)
+"""
+
+
+async def test_checkpoints_of_the_engine_written_without_a_pause_are_whole(bench: Bench) -> None:
+    async with bench.agent(end=True) as jobs:
+        await jobs.start(await bench.order(BY_THE_ENGINE))
+        for epoch in (2, 3, 4):
+
+            def saved() -> bool:
+                job = only(jobs).job
+                return job is not None and job.files is not None and job.files.number >= 3
+
+            await until(saved, seconds=60)
+            report = only(jobs)
+            assert report.job is not None
+            assert report.job.files is not None
+            files = await bench.files(report)
+            parts = [await bench.blobs.get(d) for d in files.workspace["steps.txt"].digests]
+            steps = [int(line) for line in b"".join(parts).split()]
+            assert sorted(set(steps)) == list(range(len(set(steps))))
+            order = await bench.order(BY_THE_ENGINE, epoch=epoch, files=report.job.files.digest)
+            await jobs.start(order)
+
+            def begun(now: int = epoch) -> bool:
+                report = only(jobs)
+                return report.epoch == now and report.job.output is not None  # type: ignore[union-attr]
+
+            await until(begun, seconds=60)
+            text = await bench.output(only(jobs))
+            assert "is not used" not in text, text
+            begins = int(text.split()[2])
+            assert begins in (len(set(steps)) - 1, len(set(steps))), "no step is left out"
+
+
 async def test_an_agent_that_is_restarted_follows_the_same_script(bench: Bench) -> None:
     async with bench.agent() as jobs:
         await jobs.start(await bench.order(STEPS))

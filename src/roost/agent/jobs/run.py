@@ -10,8 +10,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from roost.ports.values import TaskReport
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
+FIND_S = 0.05
 AGAIN_S = 2.0
 """After something could not be fetched or saved."""
 OFTEN_S = 0.5
@@ -70,8 +71,12 @@ class Run:
         self._told = False
         self._asked = False
         """It shall end: a script that has not begun never does."""
+        self._script = 0
+        """The script's process group."""
         self._trouble = ""
-        self._files = FileSaver(self._work, self._checkpoints, tools.blobs, tools.clock)
+        self._files = FileSaver(
+            self._work, self._checkpoints, tools.blobs, tools.clock, self._still
+        )
         self._output: OutputSaver | None = None
         self._killer: asyncio.Task[None] | None = None
         self.job = asyncio.get_running_loop().create_task(self._live())
@@ -196,6 +201,8 @@ class Run:
 
     async def _follow(self) -> None:
         """Until the script has ended: its output as it comes, its files as they are worth it."""
+        await self._find_script()
+        self._signal(signal.SIGCONT)  # an earlier agent may have ended in the middle of a look
         clock = self._tools.clock
         saved_s, cost_s, seen = clock.monotonic_s(), 0.0, self._signature()
         while await self._runs():
@@ -251,6 +258,29 @@ class Run:
         log.warning("%s was told and runs on: killed", self._task_id)
         await self._tools.driver.stop(self._task_id, grace_s=0.0)
 
+    async def _find_script(self) -> None:
+        """The runner's one child, once it is there; 0 when it has ended before it was seen."""
+        while not self._script and await self._runs():
+            for handle in await self._tools.driver.recover():
+                if handle.task_id == self._task_id:
+                    self._script = _child(handle.pid)
+            if not self._script:
+                await asyncio.sleep(FIND_S)
+
+    def _signal(self, number: int) -> None:
+        """To the script and its children, unless it has ended."""
+        if self._script and not (self._folder / "exit.json").exists():
+            with suppress(ProcessLookupError):
+                os.killpg(self._script, number)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
     async def _terminate(self) -> None:
         handles = await self._tools.driver.recover()
         for handle in handles:
@@ -296,3 +326,12 @@ class Run:
     def _set(self, state: str) -> None:
         self._state = state
         self._tools.beat()
+
+
+def _child(pid: int) -> int:
+    """The first child of a process; 0 when it has none."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return int(found[0]) if found else 0

@@ -1,10 +1,12 @@
 """Make a run's files and output durable off this host. Only missing chunks travel; it runs nothing.
 
-A save holds checkpoints that are never newer than the workspace beside them: a script that goes on at
-its last checkpoint finds every file that it had written by then.
+A save holds checkpoints and workspace of one moment: they are looked at until the checkpoints are the same
+before and after the workspace, and a script that writes them faster than that is stopped for the last look.
 """
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from blake3 import blake3
@@ -19,22 +21,28 @@ from roost.ports.jobs import JobFiles, JobOutput, SavedFiles, SavedOutput
 
 ATTEMPTS = 5
 """How often files that change while they are read are looked at again."""
-AGREEING = 3
-"""How often checkpoints that change while the workspace is read are looked at again."""
+AGREEING = 2
+"""How often checkpoints and workspace are read before the script is stopped for it."""
 PIECE = 256 << 10
 """Output is stored in pieces of this size; the last one is stored again as it grows."""
 MOST_OUTPUT = 256 << 20
 """Of a job's output, in bytes; what comes after is counted, not kept."""
 
+Still = Callable[[], AbstractContextManager[None]]
+"""While it is entered, the script stands still."""
+
 
 class FileSaver:
     """Saves one run's workspace and checkpoints."""
 
-    def __init__(self, work: Path, checkpoints: Path, blobs: Blobs, clock: Clock) -> None:
+    def __init__(
+        self, work: Path, checkpoints: Path, blobs: Blobs, clock: Clock, still: Still
+    ) -> None:
         self._work = work
         self._checkpoints = checkpoints
         self._blobs = blobs
         self._clock = clock
+        self._still = still
         self._limits = Limits()
         self._caches = {work: TreeCache(), checkpoints: TreeCache()}
         self.saved: SavedFiles | None = None
@@ -44,14 +52,16 @@ class FileSaver:
     async def save(self) -> bool:
         """Durable when it returns; True when there was something new. ``Retry`` when it cannot be now."""
         sent = 0
-        for attempt in range(AGREEING):
-            checkpoints, some = await self._store(self._checkpoints)
-            workspace, more = await self._store(self._work)
-            sent += some + more
-            if attempt + 1 < AGREEING:
-                now = await asyncio.to_thread(self._look, self._checkpoints)
-                if now.entries == checkpoints.entries:
-                    break
+        for _ in range(AGREEING):
+            checkpoints, workspace, some = await self._both()
+            sent += some
+            now = await asyncio.to_thread(self._look, self._checkpoints)
+            if now.entries == checkpoints.entries:
+                break
+        else:
+            with self._still():
+                checkpoints, workspace, some = await self._both()
+            sent += some
         files = JobFiles(
             workspace=workspace.entries,
             checkpoints=checkpoints.entries,
@@ -71,6 +81,11 @@ class FileSaver:
             bytes_moved=sent + len(content),
         )
         return True
+
+    async def _both(self) -> tuple[CapturedTree, CapturedTree, int]:
+        checkpoints, some = await self._store(self._checkpoints)
+        workspace, more = await self._store(self._work)
+        return checkpoints, workspace, some + more
 
     def _look(self, root: Path) -> CapturedTree:
         return capture_tree(root, self._caches[root], self._limits)
