@@ -19,6 +19,7 @@ from roost.proxy import cookies, policy
 from roost.proxy.address import backend_of
 from roost.proxy.credentials import PasswordHash, Tokens
 from roost.proxy.forward_auth import split_url
+from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT
 from roost.proxy.protect import parse_networks
 from roost.proxy.rewrite import field_problem
 from roost.proxy.routing import compile_pattern, hash_key, host_key
@@ -56,6 +57,7 @@ _SHARES: dict[type[msgspec.Struct], tuple[str, ...]] = {
     policy.PassiveHealth: ("error_share", "max_ejected_share"),
     policy.Hedging: ("max_share",),
 }
+_MOST: dict[str, int] = {"head_bytes": HEAD_LIMIT, "fields": FIELD_LIMIT}
 _NAMED = re.compile(r'[^\x00-\x1f"\\\x7f]{1,100}')
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _SERVED_HOST = re.compile(r"[A-Za-z0-9_.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -126,6 +128,8 @@ def _numbers(gateway: policy.Gateway) -> Iterator[Problem]:
                 yield Problem((*key, name), "0 is impossible", "give a positive number")
             elif number > 1 and name in _SHARES.get(type(table), ()):
                 yield Problem((*key, name), f"{number} is no share", "give 0 to 1")
+            elif number > _MOST.get(name, math.inf) and isinstance(table, policy.ClientLimits):
+                yield Problem((*key, name), f"{number} is too much", f"at most {_MOST[name]}")
 
 
 # --- the whole -------------------------------------------------------------------------------------------

@@ -81,11 +81,14 @@ class Exchange(Attempts):
                 self._keep_bytes = decision.retries.replay_bytes
             if not self.client.take_body():
                 return
+            if self.body is None and isinstance(decision, Plan) and decision.plain:
+                self.simple = request.direct
         if isinstance(decision, Answer):
             self.own(decision)
         elif isinstance(decision, Plan):
             self.admit(decision)
-            if not self.watched and decision.hedging.enabled and self.request is not None:
+            hedged = decision.hedging.enabled and not request.has_body
+            if hedged and not self.watched and self.request is not None:
                 self.proxy.watch(self)
         else:
             self.find(decision)
@@ -131,7 +134,11 @@ class Exchange(Attempts):
         self.back = None
         proxy = self.proxy
         proxy.pool.give(back, now_s)
-        if proxy.tally is not None:
+        if self.bytes_in:  # a request with a body has left more behind
+            self._status = head.status
+            self.bytes_out = len(data)
+            self.finish()
+        elif proxy.tally is not None:
             seconds = now_s - self.began_s
             proxy.tally(self.plan.name, upstream, head.status, seconds, len(data))  # type: ignore[union-attr]
         elif proxy.observer is not None:

@@ -188,6 +188,10 @@ def test_a_service_without_backends_is_for_held_routes() -> None:
             'tls.certificates = [{ certificate = "no.pem", key = "no.key" }]',
             "listeners[1].tls.certificates[0].certificate: no.pem: No such file",
         ),
+        (
+            '[[listeners]]\nname = "b"\naddress = "0.0.0.0:1"\nlimits.head_bytes = 70000',
+            "listeners[1].limits.head_bytes: 70000 is too much",
+        ),
         ("[redirect]", "routes.toml:10: redirect: this key is not known here"),
     ],
 )

@@ -411,6 +411,18 @@ async def test_a_gibibyte_of_header_gets_an_answer_and_no_memory(proxied: Any) -
         assert peak_rss() - before < 32 * MIB
 
 
+async def test_a_listener_may_take_smaller_heads_only(proxied: Any) -> None:
+    async with proxied(echo, Limits(head_bytes=200, fields=4)) as setup:
+        assert b" 200 OK" in await setup.ask(get("/", "A: 1", "B: 2", "Connection: close"))
+        for bad, status in (
+            (get("/", "A: 1", "B: 2", "C: 3", "D: 4"), b"431"),
+            (get("/", "A: " + "a" * 200), b"431"),
+            (b"GET / HTTP/1.1\r\nA: " + b"a" * 200, b"431"),
+            (b"GET /" + b"a" * 200, b"414"),
+        ):
+            assert (await setup.ask(bad)).startswith(b"HTTP/1.1 " + status)
+
+
 async def test_a_framing_error_is_explained_and_the_connection_ends(proxied: Any) -> None:
     async with proxied(echo) as setup:
         answer = await setup.ask(b"GET / HTTP/1.1\r\nHost : h\r\n\r\n" + get("/smuggled"))

@@ -287,6 +287,28 @@ async def test_the_keep_alive_race_is_nobodys_fault() -> None:
         assert idle_again(made)
 
 
+async def test_bodies_leave_nothing_behind_for_the_next_request() -> None:
+    got: list[bytes] = []
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            got.append(head.split(b" ")[0] + b" " + await reader.readexactly(int(size or b"0")))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with site(serve) as made:
+        reader, writer = await made.client()
+        for _ in range(3):
+            writer.write(get(method="POST", body="one") + get() + get(method="PUT", body="three"))
+            for _ in range(3):
+                assert (await one(reader))[0] == 200
+        assert got == [b"POST one", b"GET ", b"PUT three"] * 3
+        await made.until(lambda: len(made.seen.records) == 9)
+        assert [record.bytes_in for record in made.seen.records] == [3, 0, 5] * 3
+        assert idle_again(made)
+
+
 async def test_a_large_body_is_not_kept_for_another_attempt() -> None:
     async def takes_and_resets(reader: Reader, writer: Writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
