@@ -20,7 +20,7 @@ def test_undo_and_branch(moves: Moves) -> None:
     number = next(int(line.split()[0]) for line in shown.splitlines() if "np.arange" in line)
     kernel.run("%roost undo")
     assert kernel.run("print(data, words, alias is words, extra, 'later' in dir(), len(In))") == (
-        "[0 1 2 3 4] ['a', 'b'] True 1 False 6\n"
+        "[0 1 2 3 4] ['a', 'b'] True 1 False 7\n"
     )
     other = moves.base / "branch"
     kernel.run(f"%roost branch {other} {number}")
@@ -31,6 +31,7 @@ def test_undo_and_branch(moves: Moves) -> None:
     kernel = moves.kernel()
     told = kernel.run(f"%roost restore {moves.store}")
     assert "cell" not in told  # nothing that was undone is run again
+    assert kernel.run("7") == "7" and kernel.run("print(_)") == "7\n"
     assert kernel.run("print(words, data[0])") == "['a', 'b', 'd'] 0\n"
     branched = moves.kernel()
     branched.run(f"%roost restore {other}")

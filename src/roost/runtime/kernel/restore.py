@@ -210,17 +210,18 @@ class _Restore:
         return ""
 
     def _set(self, name: str, value: Any) -> None:
-        space = self._shell.user_ns
+        space, hidden = self._shell.user_ns, self._shell.user_ns_hidden
         result = _RESULT.fullmatch(name)
         if result:
             number = int(result[1])
             self._shell.history_manager.output_hist[number] = value
-            space[f"_{number}"] = value
+            space[f"_{number}"] = hidden[f"_{number}"] = value
         elif name.startswith("output "):
             # Not by setattr in a class body: the names would be mangled.
             short = name.removeprefix("output ")
             setattr(self._shell.displayhook, short, value)
-            space[short] = value
+            # The shell leaves these names alone for good when they are not hidden.
+            space[short] = hidden[short] = value
         elif name.startswith(LOOP):
             self._loops[int(name.removeprefix(LOOP))] = value
         elif name.startswith("figure "):
