@@ -233,3 +233,40 @@ def test_a_move_called_off_loses_nothing(moves: Moves) -> None:
     assert kernel.run(
         "print(steps == list(range(40)), open('s.txt').read().split() == [str(n) for n in steps])"
     ) == ("True True\n")
+
+
+def test_a_damaged_newest_moment_is_passed_over(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    kernel.run("a = 1")
+    moves.notice()
+    newest = max(moves.store.glob("manifest-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+    number = int(newest.stem.split("-")[1])
+    (moves.store / f"manifest-{number + 1}.json").write_bytes(newest.read_bytes()[:-40])
+    kernel.kill()
+    moves.kernels.remove(kernel)
+    kernel = moves.kernel()
+    assert f"trying number {number}" in kernel.run(f"%roost restore {moves.store}")
+    assert kernel.run("print(a)") == "1\n"
+
+
+def test_what_became_of_the_cells_is_reported(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    kernel.run("import time; trail = []")
+    kernel.send(
+        "for i in range(20):\n    trail.append(i); time.sleep(0.05)\n    open('t', 'a').write('1 ')"
+    )
+    kernel.send("trail.append(1 / 0)")
+    kernel.send("trail.append('never')")
+    moves.wait_lines("t", 5)
+    moves.notice()
+    kernel.kill()
+    moves.kernels.remove(kernel)
+    kernel = moves.kernel()
+    kernel.run(f"%roost restore {moves.store}")
+    assert kernel.run("print(trail == list(range(20)))") == "True\n"
+    report = moves.report()
+    assert "goes on" in report["cell 4"]
+    assert "error of its own" in report["cell 5"]
+    assert report["cell 6"].startswith("refused: not run")

@@ -50,6 +50,9 @@ class Again:
         self._ok = ok
         self._todo: deque[tuple[Request, str]] = deque()
         self.report: list[Entry] = []
+        """What became of them."""
+        self.told: Callable[[list[Entry]], None] = lambda _report: None
+        """Called with it when all have ended."""
         self._running = False
         self.rest = ""
         """Tree of the cell that begins now, when it is the rest of one."""
@@ -109,12 +112,18 @@ class Again:
         try:
             while self._todo:
                 request, rest = self._todo.popleft()
+                count = int(self._kernel.shell.execution_count)
                 await self._one(request, rest)
+                if not self._ok():
+                    self.report.append(
+                        Entry(f"cell {count}", KEPT, "ended with an error of its own")
+                    )
                 if not self._ok() and request.message["content"].get("stop_on_error", True):
                     self._abort()
         finally:
             self._running = False
             self.rest = ""
+            self.told(self.report)
 
     async def _one(self, request: Request, rest: str) -> None:
         kernel = self._kernel
@@ -144,9 +153,10 @@ class Again:
 
     def _abort(self) -> None:
         """As a kernel does after an error: what waits behind it is not run."""
+        first = int(self._kernel.shell.execution_count)
         self.report += [
-            Entry(f"cell {place}", REFUSED, "not run: a cell before it failed")
-            for place, _ in enumerate(self._todo, 1)
+            Entry(f"cell {place}", REFUSED, "not run: a cell before it failed", "run it again")
+            for place, _ in enumerate(self._todo, first)
         ]
         self._todo.clear()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from roost.runtime.kernel import history
 from roost.runtime.kernel.engine import Engine
-from roost.runtime.kernel.format import KEPT, manifest_numbers, manifest_path
+from roost.runtime.kernel.format import KEPT, Entry, Manifest, manifest_numbers, manifest_path
 from roost.runtime.kernel.restore import CannotRestore, Restored, checked
 from roost.runtime.kernel.server import Server
 from roost.runtime.kernel.workfiles import Return
@@ -117,9 +117,9 @@ class Magic:
         if not number:
             print(f"nothing to restore in {where}: first run %roost save {where}")
             return
-        path = manifest_path(where, number)
         try:
-            manifest = checked(path)
+            number, manifest = _readable(where, number)
+            path = manifest_path(where, number)
             # Before the variables: files that were open are opened again.
             files = Return(where.absolute(), Path(self._engine.base.root))
             before = self._engine.facts(where).files_before(manifest.finished, number)
@@ -133,8 +133,15 @@ class Magic:
             return
         done.report += files.report
         _keep_report(where, number, done)
+        self._engine.again.told = lambda after: self._ended(where, number, done, after)
         print(f"restored number {number} in {done.seconds:.2f} s")
         self._report()
+
+    def _ended(self, where: Path, number: int, done: Restored, after: list[Entry]) -> None:
+        """The cells that ran or waited have ended in this kernel: what became of them."""
+        names = {entry.name for entry in after}
+        done.report[:] = [entry for entry in done.report if entry.name not in names] + after
+        _keep_report(where, number, done)
 
     # --- time travel ---------------------------------------------------------------------------------
 
@@ -188,6 +195,19 @@ class Magic:
 
 def _told(name: str, outcome: str, reason: str, advice: str) -> str:
     return f"{name}: {outcome}: {reason}" + (f" ({advice})" if advice else "")
+
+
+def _readable(where: Path, number: int) -> tuple[int, Manifest]:
+    """The newest moment up to this one that can be read. Raises ``CannotRestore``."""
+    while True:
+        try:
+            return number, checked(manifest_path(where, number))
+        except CannotRestore as error:
+            older = [n for n in manifest_numbers(where) if n < number]
+            if error.code not in ("damaged", "unreadable") or not older:
+                raise
+            print(f"number {number} cannot be used ({error}): trying number {older[-1]}")
+            number = older[-1]
 
 
 def _keep_report(where: Path, number: int, done: Restored) -> None:
