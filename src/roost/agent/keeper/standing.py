@@ -18,6 +18,7 @@ from roost.ports.keeper import KeeperCapture
 MARK = "roost_mark"
 """The engine's word on iopub behind the last output of a cell that stands."""
 MARK_S = 5.0
+AGAIN_S = 0.2
 
 SEEN_TWICE = (
     "\n[roost: a machine was lost: this cell goes on from its last capture, so some of its last outputs "
@@ -53,6 +54,9 @@ class Standing:
         self._token, self._marked = token, asyncio.Event()
         try:
             answer = await self._ask("pause", token=token)
+            while answer.get("mode") == "over":  # not begun yet, or its end is on its way to us
+                await asyncio.sleep(AGAIN_S)
+                answer = await self._ask("pause", token=token)
             if not answer.get("ok", True) or answer.get("mode") != "paused":
                 log.info("the running cell does not pause: %s", answer.get("mode", answer))
                 return None
