@@ -16,10 +16,11 @@ import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from roost.runtime.kernel import cells, frames, process, recipes, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
+from roost.runtime.kernel.homing import AtHome, at_home
 from roost.runtime.kernel.kinds import Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
@@ -35,6 +36,13 @@ UNDERSCORES = ("_", "__", "___")
 _HISTORY = re.compile(r"_i+|_i\d+|_ih|_oh|_dh|In|Out")
 _NUMBERED = re.compile(r"_(\d+)")
 _CONTAINERS = frozenset(id(kind) for kind in (list, dict, tuple, set, frozenset))
+
+
+Made = TypeVar("Made")
+
+
+class Dear(Exception):
+    """The look takes longer than it may; nothing was noted."""
 
 
 @dataclass(slots=True)
@@ -62,6 +70,8 @@ class Snapshot:
     imports: tuple[str, ...] = ()
     log: list[bytes] = field(default_factory=list)
     execution_count: int = 1
+    home: set[str] = field(default_factory=set)
+    """In a forked child: names that only their own process can store."""
 
     def own_memory(self, limit: int = INLINE_BYTES) -> bool:
         """Copy buffers up to ``limit`` bytes; whether no memory of the user is needed any more."""
@@ -77,6 +87,17 @@ class Snapshot:
             ]
             one.alive = []
         return True
+
+
+@dataclass(slots=True)
+class Learned:
+    """What a look has taught, for the collector of another process."""
+
+    ids: dict[str, int]
+    uses: dict[str, set[str]]
+    costs: dict[str, float]
+    walks: dict[str, float]
+    bad: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -107,6 +128,8 @@ class Collector:
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
         self._recipes = recipes.Log()
+        self.home: set[str] = set()
+        """Names that a forked child cannot store: files, connections, whatever has a side to it."""
         self.loops: dict[int, Any] = {}
         """Iterators of the loops the running cell stands in, by number."""
 
@@ -116,41 +139,83 @@ class Collector:
             return sum(self._costs.values())
         return sum(self._costs.get(name, 0.0) for name in touched)
 
+    def learned(self) -> Learned:
+        """See the class."""
+        return Learned(self._ids, self._uses, self._costs, self._walks, self._bad)
+
+    def learn(self, learned: Learned) -> None:
+        """Take over what the collector of a forked child has found."""
+        self._ids, self._uses, self._bad = learned.ids, learned.uses, learned.bad
+        self._costs, self._walks = learned.costs, learned.walks
+
+    def give(self, touched: set[str] | None, log: list[cells.Cell]) -> Snapshot:
+        """What a forked child that looks at these names needs of its parent."""
+        given = Snapshot()
+        process.prepare(self._base, self._shell, log, touched)
+        self._begin()
+        around = self._around()
+        self._process(given, around)
+        if self.home and (touched is None or touched & self.home):
+            rest = self._sort(Snapshot()).rest
+            reaches = drained(self._walk(rest, set(self.home), None, only=True))
+            with quiet():
+                for names in group(reaches):
+                    self._store(names, rest, reaches, given, around)
+        return given
+
     def collect(
-        self, touched: set[str] | None, log: list[cells.Cell]
+        self,
+        touched: set[str] | None,
+        log: list[cells.Cell],
+        *,
+        limit_s: float | None = None,
+        given: Snapshot | None = None,
     ) -> Generator[None, None, Snapshot]:
-        """Look at the names a cell can have touched (None: all) and whatever belongs to them."""
+        """Look at the names a cell can have touched (None: all) and whatever belongs to them.
+
+        ``limit_s``: raises ``Dear`` when that takes longer. ``given``: this is a forked child.
+        """
+        until = None if limit_s is None else time.perf_counter() + limit_s
         # Inside a cell the counter may have been raised already (IPython 9.8): the log knows better.
         following = max((cell.count for cell in log), default=0) + 1
         made = Snapshot(execution_count=min(int(self._shell.execution_count), following))
-        process.prepare(self._base, self._shell, log, touched)
-        self._singletons.update(self._base.root, self._shell.user_ns)
-        self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
+        if given is None:
+            process.prepare(self._base, self._shell, log, touched)
+            self._begin()
         names = self._sort(made)
         touched = process.widen(touched, names.modules)
         made.modules, made.namespaces = names.modules, tuple(names.namespaces)
-        reaches = yield from self._walk(names.rest, touched)
+        reaches = yield from self._walk(names.rest, touched, until)
         # A group with a name that is gone or was looked at is pickled anew or not at all.
         for record in self.records.values():
             if all(name in names.rest and name not in reaches for name in record.names):
                 made.kept.append(record)
-        around = self._around()
+        around = self._around(forked=given is not None)
         if names.atoms:
             with quiet():
                 self._store(tuple(sorted(names.atoms)), names.atoms, {}, made, around)
-        groups = group(reaches)
+        groups = _without(group(reaches), given, made)
         while groups:
-            until = time.perf_counter() + BATCH_S
+            batch = time.perf_counter() + BATCH_S
             with quiet():
-                while groups and time.perf_counter() < until:
+                while groups and time.perf_counter() < batch:
                     self._store(groups.pop(), names.rest, reaches, made, around)
+            if until is not None and groups and time.perf_counter() > until:
+                raise Dear
             yield
         self._ids = {name: id(value) for name, value in names.rest.items()}
         self._explain(made, names, log)
-        self._process(made, around)
+        if given is None:
+            self._process(made, around)
+        else:
+            made.state = given.state
         made.imports = process.imports(self._base)
         made.log = cells.blocks(log)
         return made
+
+    def _begin(self) -> None:
+        self._singletons.update(self._base.root, self._shell.user_ns)
+        self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
 
     # --- names -----------------------------------------------------------------------------------
 
@@ -208,9 +273,14 @@ class Collector:
     # --- groups ----------------------------------------------------------------------------------
 
     def _walk(
-        self, rest: dict[str, Any], touched: set[str] | None
+        self,
+        rest: dict[str, Any],
+        touched: set[str] | None,
+        until: float | None,
+        *,
+        only: bool = False,
     ) -> Generator[None, None, dict[str, Reach]]:
-        """Reach of every name that must be looked at."""
+        """Reach of every name that must be looked at (``only``: of these and what belongs to them)."""
         stops = (
             self._shell,
             self._kernel,
@@ -221,14 +291,16 @@ class Collector:
         )
         walker = Walker(self._shell.user_ns, self._singletons, stops)
         mates = {name: record.names for record in self.records.values() for name in record.names}
-        todo = self._first(rest, touched, mates)
+        todo = sorted(touched or ()) if only else self._first(rest, touched, mates)
         reaches: dict[str, Reach] = {}
         while todo:
             name = todo.pop()
             if name in reaches or name not in rest:
                 continue
             begun = time.perf_counter()
-            found = reaches[name] = walker.reach(rest[name])
+            found = reaches[name] = walker.reach(rest[name], until)
+            if found.cut:
+                raise Dear
             self._walks[name] = time.perf_counter() - begun
             self._uses[name] = found.names
             # What its functions use, they may have changed; what it shares, is changed with it.
@@ -276,7 +348,9 @@ class Collector:
             made.fresh.append(done)
         for name in names:
             self._bad.pop(name, None)
-            if name in faults:
+            if name in faults and around.forked and at_home(faults[name]):
+                made.home.add(name)
+            elif name in faults:
                 self._bad[name] = id(values[name])
                 made.refused.append(Entry(name, REFUSED, *advice_for(faults[name])))
                 made.shared[name] = names
@@ -292,6 +366,9 @@ class Collector:
             return None
         try:
             done = dump([values[name] for name in names], around)
+        except AtHome as error:
+            faults.update(dict.fromkeys(names, error))
+            return None
         except BaseException as error:  # the user's own __reduce__ may raise anything
             if len(names) == 1:
                 faults[names[0]] = self._blamed(values[names[0]], around) or error
@@ -311,8 +388,9 @@ class Collector:
 
         return frames.culprit(value, fails)
 
-    def _around(self) -> Surroundings:
+    def _around(self, *, forked: bool = False) -> Surroundings:
         return Surroundings(
+            forked=forked,
             root=self._base.root,
             namespace=self._shell.user_ns,
             singletons=self._singletons,
@@ -383,6 +461,29 @@ class Collector:
                 made.state[name] = process.stored(self._base, name, value, stored)
             except Exception as fault:  # one piece never costs the others
                 made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(fault)))
+
+
+def drained(generator: Generator[None, None, Made]) -> Made:
+    """Run it to its end at once."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as stop:
+            made: Made = stop.value
+            return made
+
+
+def _without(
+    groups: list[tuple[str, ...]], given: Snapshot | None, made: Snapshot
+) -> list[tuple[str, ...]]:
+    """The groups that are not given; those that are, with their refusals, are taken over."""
+    if given is None:
+        return groups
+    made.refused += given.refused
+    stored = {one.names: one for one in given.fresh}
+    refused = {entry.name for entry in given.refused}
+    made.fresh += [stored[names] for names in groups if names in stored]
+    return [names for names in groups if names not in stored and not refused.issuperset(names)]
 
 
 def _begun(value: Any) -> bool:

@@ -4,18 +4,24 @@ Runs on the engine's bytes thread. Never opens a pickle and never touches a user
 a buffer.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
+import threading
 from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 from blake3 import blake3
 
+from roost.runtime.kernel.crew import crew
 from roost.runtime.kernel.format import (
     CHUNK_BYTES,
     Buffer,
     Extent,
+    FormatError,
     Manifest,
     chunk_digests,
     chunk_path,
@@ -27,8 +33,13 @@ from roost.runtime.kernel.format import (
 
 MAP_BYTES = 1 << 20
 """Buffers from this size are mapped, smaller ones copied: a process may hold 65,530 mappings."""
-KEEP_MANIFESTS = 2
-"""Manifests kept on disk besides those that are held."""
+KEEP_MANIFESTS = 50
+"""The newest manifests that are kept; of older ones every tenth."""
+THINNED = 10
+KEEP_THINNED = 100
+"""So many of the thinned ones at most."""
+HISTORY_BYTES = 256 << 20
+"""What only older manifests need may take so much, or as much as the newest capture if that is more."""
 OPEN_PACKS = 64
 """Chunks a reader remembers: many small pickles lie in one chunk."""
 
@@ -55,7 +66,12 @@ class Writer:
         """Bytes written since the last ``begin``."""
         self._new: list[Path] = []
         """Chunks of the capture under way."""
-        self._unsynced: set[Path] = set()
+        self._unsynced: dict[Path, None] = {}
+        self._lock = threading.Lock()
+        """``put`` is called from several threads."""
+        self._sizes: dict[str, int] = {}
+        self._needs: dict[int, frozenset[str]] = {}
+        """Chunks of the manifests on disk."""
         (directory / "chunks").mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def begin(self) -> None:
@@ -69,12 +85,34 @@ class Writer:
         path = chunk_path(self.directory, digest)
         size = memoryview(data).nbytes
         # A size check too: a power cut may leave a renamed file empty.
-        if path.exists() and path.stat().st_size == size:
-            return digest
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == size:
+                return digest
         self._write(path, data)
-        self.bytes_new += size
-        self._new.append(path)
+        with self._lock:
+            self.bytes_new += size
+            self._new.append(path)
         return digest
+
+    def size(self, digests: Iterable[str]) -> int:
+        """Bytes these chunks take on disk."""
+        total = 0
+        for digest in digests:
+            if digest not in self._sizes:
+                try:
+                    self._sizes[digest] = chunk_path(self.directory, digest).stat().st_size
+                except FileNotFoundError:
+                    continue
+            total += self._sizes[digest]
+        return total
+
+    def read(self, extents: tuple[Extent, ...]) -> bytes:
+        """Stored bytes, as they are on disk. Raises ``OSError``."""
+        parts = []
+        for extent in extents:
+            with chunk_path(self.directory, extent.chunk).open("rb", buffering=0) as file:
+                parts.append(os.pread(file.fileno(), extent.size, extent.offset))
+        return b"".join(parts)
 
     def put_all(self, data: bytes) -> tuple[Extent, ...]:
         """Store bytes of any size as whole chunks."""
@@ -104,9 +142,29 @@ class Writer:
             _sync(self.directory)
             self._unsynced.clear()
         else:
-            self._unsynced.update(self._new)
+            self._unsynced.update(dict.fromkeys([*self._new, path]))
         self._new = []
+        self._needs[manifest.number] = frozenset(chunk_digests(manifest))
         return path
+
+    def sync_one(self) -> bool:
+        """Make one more file of the captures so far durable; whether there was one."""
+        if not self._unsynced:
+            return False
+        path = next(iter(self._unsynced))
+        with contextlib.suppress(OSError):  # deleted since, or told at the next explicit capture
+            _sync(path)
+        del self._unsynced[path]
+        return True
+
+    def written(self, paths: Iterable[Path]) -> None:
+        """Another process has written these here."""
+        self._unsynced.update(dict.fromkeys(paths))
+
+    @property
+    def unsynced(self) -> tuple[Path, ...]:
+        """Files that a power cut could still take."""
+        return tuple(self._unsynced)
 
     def discard(self) -> None:
         """Give back the space of a capture that failed."""
@@ -117,22 +175,49 @@ class Writer:
     def collect(self, held: frozenset[int]) -> None:
         """Delete what neither the newest manifests nor the held ones need."""
         numbers = manifest_numbers(self.directory)
-        kept = set(numbers[-KEEP_MANIFESTS:]) | held
-        needed: set[str] = set()
-        for number in numbers:
-            path = manifest_path(self.directory, number)
-            if number in kept:
-                needed.update(chunk_digests(read(path)))
+        kept, needed = self._kept(numbers, held)
         for number in numbers:
             if number not in kept:
                 manifest_path(self.directory, number).unlink(missing_ok=True)
+                self._needs.pop(number, None)
         with os.scandir(self.directory / "chunks") as entries:
             for entry in entries:
                 if entry.name not in needed:
                     Path(entry.path).unlink(missing_ok=True)
+                    self._sizes.pop(entry.name, None)
+
+    def _kept(self, numbers: list[int], held: frozenset[int]) -> tuple[set[int], set[str]]:
+        """The manifests to keep, and the chunks they need."""
+        wanted = numbers[-KEEP_MANIFESTS:]
+        older = [number for number in numbers[:-KEEP_MANIFESTS] if number % THINNED == 0]
+        kept: set[int] = set()
+        needed: set[str] = set()
+        left: int | None = None
+        for number in reversed(older[-KEEP_THINNED:] + wanted):
+            needs = self._needs_of(number)
+            cost = self.size(needs - needed)
+            left = max(HISTORY_BYTES, cost) if left is None else left - cost
+            if left < 0:
+                break
+            kept.add(number)
+            needed |= needs
+        for number in held.intersection(numbers) | set(numbers[-2:]):
+            kept.add(number)
+            needed |= self._needs_of(number)
+        return kept, needed
+
+    def _needs_of(self, number: int) -> frozenset[str]:
+        known = self._needs.get(number)
+        if known is None:
+            try:
+                known = frozenset(chunk_digests(read(manifest_path(self.directory, number))))
+            except (OSError, FormatError):  # damaged, or newer than we are: not ours to judge
+                known = frozenset()
+            self._needs[number] = known
+        return known
 
     def _write(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
             with open(part, "wb", buffering=0, opener=_private) as file:
                 view = memoryview(data).cast("B")
@@ -150,6 +235,29 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._checks: dict[str, Future[bool]] = {}
+
+    def begin(self, buffers: Iterable[Buffer]) -> None:
+        """Start to verify the chunks of these buffers, beside whatever else happens."""
+        for buffer in buffers:
+            if buffer.size >= MAP_BYTES:
+                for extent in buffer.extents:
+                    self._check(extent.chunk)
+
+    def _check(self, digest: str) -> "Future[bool]":
+        """Whether a chunk is what its name says. Its file, whole: parts of it may be mapped."""
+        known = self._checks.get(digest)
+        if known is None:
+            known = self._checks[digest] = crew.submit(lambda: self._sound(digest))
+        return known
+
+    def _sound(self, digest: str) -> bool:
+        with chunk_path(self._directory, digest).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                return False
+            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as whole:
+                return bool(blake3(whole).hexdigest() == digest)
 
     def content(self, extents: tuple[Extent, ...]) -> bytes:
         """The bytes of these extents, one after the other."""
@@ -185,24 +293,25 @@ class Reader:
         offset = 0
         for extent in buffer.extents:
             self._map_chunk(base + offset, extent)
-            view = memoryview(mapping)[offset : offset + extent.size]
-            if digest_of(view) != extent.chunk:
-                raise DamagedChunk(f"chunk {extent.chunk[:12]} is damaged")
             offset += extent.size
+        for digest in dict.fromkeys(extent.chunk for extent in buffer.extents):
+            if not self._check(digest).result():
+                raise DamagedChunk(f"chunk {digest[:12]} is damaged")
         return mapping
 
     def _map_chunk(self, address: int, extent: Extent) -> None:
         handle = os.open(chunk_path(self._directory, extent.chunk), os.O_RDONLY)
         try:
-            if os.fstat(handle).st_size != extent.size:
-                raise DamagedChunk(f"chunk {extent.chunk[:12]} has another size")
+            # Beyond the end of a file there is nothing to map: touching it would kill the process.
+            if os.fstat(handle).st_size < extent.offset + extent.size:
+                raise DamagedChunk(f"chunk {extent.chunk[:12]} is cut short")
             found = _LIBC.mmap(
                 address,
                 extent.size,
                 mmap.PROT_READ | mmap.PROT_WRITE,
                 mmap.MAP_PRIVATE | _MAP_FIXED,
                 handle,
-                0,
+                extent.offset,
             )
             if found != address:
                 raise OSError(ctypes.get_errno(), "a chunk could not be mapped")
@@ -224,8 +333,8 @@ _LIBC.mmap.argtypes = [
 
 
 def _mappable(extents: tuple[Extent, ...]) -> bool:
-    """Whole chunks side by side: every one but the last a multiple of the page size."""
-    return all(e.offset == 0 for e in extents) and all(
+    """Whole pages side by side: every piece but the last a multiple of their size."""
+    return all(e.offset % mmap.PAGESIZE == 0 for e in extents) and all(
         e.size % mmap.PAGESIZE == 0 for e in extents[:-1]
     )
 

@@ -19,15 +19,16 @@ from typing import Any
 
 from roost.runtime.kernel import asking, journal, process, rebuild, tasks
 from roost.runtime.kernel.again import Again, entries, listen
-from roost.runtime.kernel.capture import Collector, Snapshot
+from roost.runtime.kernel.capture import INLINE_BYTES, Collector, Dear, Snapshot, drained
 from roost.runtime.kernel.cells import Cell, names_of
+from roost.runtime.kernel.children import QUICK_S, Children
 from roost.runtime.kernel.format import (
     FINISHED_LIMIT,
     Entry,
     manifest_numbers,
     manifest_path,
 )
-from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, drain, write
+from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, write
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Mover, Transformer, check
 from roost.runtime.kernel.pace import RETRY_S, Pace
@@ -45,6 +46,9 @@ BEFORE_S = 0.3
 """What takes longer to pickle is not captured on the way into the next cell."""
 BEFORE_BYTES = 64 << 20
 """Memory copied on the way into the next cell, at most."""
+CHILD_SETTLE_S = 0.01
+CHILD_NOTICE_S = 3.0
+"""How long a cell, a notice waits for a child that captures at most."""
 SETTLE_S = 0.25
 """How long a cell waits at most for the capture before it to be written."""
 
@@ -72,6 +76,7 @@ class Engine:
         self._finished: deque[str] = deque(maxlen=FINISHED_LIMIT)
         self._depth = 0
         self._current = ("", False)
+        self._begun_s = time.monotonic()
         self._restoring = False
         """The cell that runs has restored: it is not logged."""
         self._touched: set[str] | None = set()
@@ -83,6 +88,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._overtaken = 0
         self._bytes = Bytes()
+        self._children = Children(self.collector, self._bytes)
         self.running = Running()
         self.mover: Mover | None = None
         """Journals requests and answers notices, while tracking on its own."""
@@ -173,11 +179,10 @@ class Engine:
             )  # fmt: skip
             self._listen()
         else:
-            self.pauser = Pauser(
-                self.kernel, self.shell.user_ns, self.running, self._capture_now
-            )
+            self.pauser = Pauser(self.kernel, self.shell.user_ns, self.running, self._capture_now)
         self.running.install(builtins.__dict__)
         self._recorder = Recorder(directory, None)
+        self._bytes.spare = self._recorder.sync_one
         self.collector.records = {}
         self._touched = None
         self._fresh = True
@@ -201,9 +206,11 @@ class Engine:
         former = self._former.get(directory.absolute())
         return former[0] if former else journal.read(directory)
 
-    def restore(self, directory: Path, manifest: Path, *, in_cell: bool = False) -> Restored:
-        """Restore into this kernel. ``in_cell``: from inside a cell; what ran and waited there is run
-        afterwards. Raises ``CannotRestore``."""
+    def restore(
+        self, directory: Path, manifest: Path, *, in_cell: bool = False, replay: bool = True
+    ) -> Restored:
+        """Restore into this kernel. ``in_cell``: from inside a cell; ``replay``: what ran and waited there is
+        run afterwards. Raises ``CannotRestore``."""
         done = restore(directory, manifest, self.shell, self.base, in_cell=in_cell)
         self.report = done.report
         self._unset = dict(done.in_context)
@@ -211,6 +218,7 @@ class Engine:
         self._finished = deque(done.manifest.finished, maxlen=FINISHED_LIMIT)
         if in_cell:
             self._restoring = True
+        if in_cell and replay:
             facts = self.facts(directory)
             former = self._former.pop(directory.absolute(), None)
             if former is not None:
@@ -226,6 +234,7 @@ class Engine:
         if self._recorder is not None and self._recorder.directory == directory.absolute():
             # What is stored here already need not be written again.
             self._recorder = Recorder(directory.absolute(), done.manifest)
+            self._bytes.spare = self._recorder.sync_one
             path = manifest_path(directory.absolute(), done.manifest.number)
             if path.exists():
                 self.last = Written(done.manifest, path, 0)
@@ -234,6 +243,11 @@ class Engine:
         self._fresh = True
         self._arm()
         return done
+
+    @property
+    def directory(self) -> Path | None:
+        """Where captures go."""
+        return None if self._recorder is None else self._recorder.directory
 
     def warm(self, names: list[str]) -> Fields:
         """Import modules; what fails is told."""
@@ -246,6 +260,16 @@ class Engine:
             "missing": missing,
             "seconds": time.perf_counter() - begun,
         }
+
+    def settle(self) -> None:
+        """Wait until what was last handed over is written."""
+        if self._job is not None:
+            self._job.ended.wait(SEAL_WAIT_S)
+
+    @property
+    def log(self) -> list[Cell]:
+        """The cells of the session so far."""
+        return list(self._log)
 
     def hold(self, number: int) -> Fields:
         """Keep a manifest and its chunks until ``release``."""
@@ -276,7 +300,7 @@ class Engine:
     def capture_here(self, directory: Path) -> Fields:
         """Capture at once, from inside a cell, into any directory; returns when it is durable."""
         collector = Collector(self.shell, self.kernel, self.base)
-        snapshot = drain(collector.collect(None, list(self._log)))
+        snapshot = drained(collector.collect(None, list(self._log)))
         recorder = Recorder(directory.absolute(), None)
         return answer(recorder.write(snapshot, self._facts(), Seal()), 0.0)
 
@@ -320,6 +344,7 @@ class Engine:
             name, value = self._unset.popitem()
             process.IN_CONTEXT[name](value, self.base, self.shell)
         self._current = (asking.message_id(self.kernel), True)
+        self._begun_s = time.monotonic()
         self._let_cell_begin()
         if self.mover is not None:
             self.collector.loops = dict(self.running.saved) or self.again.loops
@@ -378,6 +403,7 @@ class Engine:
                 ok=bool(result.success),
                 parsed=parsed if parsed.rstrip("\n") != code.rstrip("\n") else "",
                 file=asking.file_name(self.shell, code, parsed),
+                seconds=round(time.monotonic() - self._begun_s, 3),
             )
         )
         if self.mover is not None:
@@ -402,20 +428,30 @@ class Engine:
         recorder, job = self._recorder, self._job
         if recorder is None:
             return
-        if job is not None and job.ended.wait(SETTLE_S):
+        if job is not None and job.ended.wait(CHILD_SETTLE_S if job.child else SETTLE_S):
             self._settle(job)
         if self._job is not None or not (self._fresh or self._touched is None or self._touched):
             return
-        if self.collector.cost_s(self._touched) > BEFORE_S and not self.running.saved:
-            return
+        safe = self._children.safe(self._threads)
+        limit_s = None if self.running.saved else QUICK_S if safe else BEFORE_S
         job = Job(self._touched, explicit=False)
         self._touched = set()
         self._pace.looked()
-        snapshot = drain(self.collector.collect(job.touched, list(self._log)))
-        if not snapshot.own_memory(BEFORE_BYTES):
-            self._put_back(job)
+        try:
+            if limit_s is not None and self.collector.cost_s(job.touched) > limit_s:
+                raise Dear
+            generator = self.collector.collect(job.touched, list(self._log), limit_s=limit_s)
+            snapshot = drained(generator)
+        except Dear:
+            if not self._forked(job):
+                self._put_back(job)
             return
-        self._hand_over(snapshot, job)
+        if snapshot.own_memory(INLINE_BYTES if safe else BEFORE_BYTES):
+            self._hand_over(snapshot, job)
+            return
+        job.snapshot = snapshot
+        if not self._forked(job):
+            self._put_back(job)
 
     def _capture_now(self, iterators: dict[int, Any]) -> Fields:
         """Capture at once on the main thread, also inside a cell; durable when it returns.
@@ -428,10 +464,12 @@ class Engine:
         if self._collecting is not None:
             self._collecting[0].close()
             self._collecting = None
+        if self._job is not None and self._job.child and not self._job.ended.wait(CHILD_NOTICE_S):
+            self._job.child.kill()
         former, self.collector.loops = self.collector.loops, iterators
         job = Job(None, explicit=True)
         try:
-            snapshot = drain(self.collector.collect(None, list(self._log)))
+            snapshot = drained(self.collector.collect(None, list(self._log)))
             check([asdict(entry) for entry in snapshot.refused])
             if self.busy:
                 snapshot.execution_count = asking.running_count(self.shell)
@@ -457,9 +495,10 @@ class Engine:
     def _put_back(self, job: Job) -> None:
         if job.explicit:
             self._waiting.appendleft(job)
-        self._touched = (
-            None if job.touched is None or self._touched is None else self._touched | job.touched
-        )
+        if job.touched is None or self._touched is None:
+            self._touched, self._fresh = None, True
+        else:
+            self._touched |= job.touched
 
     # --- when ------------------------------------------------------------------------------------
 
@@ -469,7 +508,7 @@ class Engine:
         self._pace.arm(self.loop, self._context)
 
     def _quick(self) -> None:
-        cost = self.collector.cost_s(self._touched)
+        cost = 0.0 if self._children.possible else self.collector.cost_s(self._touched)
         if (self._fresh and self._pace.affordable(cost)) or self._waiting:
             self._begin(self._touched)
 
@@ -494,7 +533,11 @@ class Engine:
         if job.touched is None:
             self._fresh = False
         job.whole = tasks.live()
-        generator = self.collector.collect(job.touched, list(self._log))
+        self._collect(job)
+
+    def _collect(self, job: Job) -> None:
+        limit_s = self._children.limit_s(job)
+        generator = self.collector.collect(job.touched, list(self._log), limit_s=limit_s)
         self._collecting = (generator, job)
         self._step()
 
@@ -510,6 +553,12 @@ class Engine:
         except StopIteration as stop:
             self._collecting = None
             self._hand_over(stop.value, job)
+            return
+        except Dear:
+            self._collecting = None
+            if not self._forked(job):
+                job.inline = True
+                self._collect(job)
             return
         except Exception as error:  # a defect of ours must not end captures for good
             self._collecting = None
@@ -527,6 +576,10 @@ class Engine:
             return
         if snapshot.own_memory():
             job.seal.close()
+        elif not job.explicit:
+            job.snapshot = snapshot
+            if self._forked(job):
+                return
         self._job = job
         facts = self._facts()
 
@@ -535,6 +588,20 @@ class Engine:
             self._back(lambda: self._settle(job))
 
         self._bytes.put(work)
+
+    def _forked(self, job: Job) -> bool:
+        """Have a forked child do what is left of a job, where that is safe."""
+        recorder = self._recorder
+        if recorder is None or job.inline or not self._children.safe(self._threads):
+            return False
+
+        def then() -> None:
+            self._back(lambda: self._settle(job))
+
+        if not self._children.start(job, recorder, list(self._log), self._facts(), then):
+            return False
+        self._job = job
+        return True
 
     def _back(self, work: Callable[[], None]) -> None:
         if self.loop is not None and not self.loop.is_closed():
@@ -562,6 +629,8 @@ class Engine:
         if not isinstance(written, Written):
             self._failed(job, written or RuntimeError("nothing was written"))
             return
+        if job.knowledge is not None:
+            self.collector.learn(job.knowledge.collector)
         self._overtaken = 0
         self._pace.stored()
         if self._recorder is not None and written.path.parent == self._recorder.directory:
@@ -592,8 +661,8 @@ class Engine:
         return new
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        if isinstance(error, Overtaken):
-            self._overtaken += 1
+        if isinstance(error, Overtaken) or self._children.failed(error):
+            self._overtaken += isinstance(error, Overtaken)
             self._put_back(job)
             self._arm()
             return

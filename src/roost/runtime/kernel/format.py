@@ -163,8 +163,12 @@ def variables(manifest: Manifest) -> dict[str, tuple[str, ...]]:
 
 def dumps(manifest: Manifest) -> bytes:
     """The manifest as JSON. Equal manifests give equal bytes."""
-    fields = {"format": FORMAT, **asdict(manifest)}
+    # Without ``asdict`` for the whole: it would copy every extent first.
+    fields: dict[str, Any] = {"format": FORMAT}
+    fields.update((name, getattr(manifest, name)) for name in _READERS)
     fields["groups"] = [_plain_group(group) for group in manifest.groups]
+    fields["rebuilds"] = [asdict(rebuild) for rebuild in manifest.rebuilds]
+    fields["report"] = [asdict(entry) for entry in manifest.report]
     fields["state"] = {name: _plain(extents) for name, extents in manifest.state.items()}
     fields["cells"] = _plain(manifest.cells)
     return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()

@@ -3,14 +3,18 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from roost.runtime.kernel.capture import Snapshot
+from roost.runtime.kernel.capture import Collector, Snapshot, drained
+from roost.runtime.kernel.capture import Learned as CollectorLearned
+from roost.runtime.kernel.cells import Cell
+from roost.runtime.kernel.forks import Child
 from roost.runtime.kernel.format import REFUSED
 from roost.runtime.kernel.recorder import Facts, Recorder, Seal, Written
+from roost.runtime.kernel.recorder import Learned as RecorderLearned
 
 Fields = dict[str, Any]
 
@@ -29,6 +33,12 @@ class Job:
         self.ended = threading.Event()
         """The bytes thread has done with it."""
         self.outcome: Written | BaseException | None = None
+        self.snapshot: Snapshot | None = None
+        """Pickled already; a forked child only writes it."""
+        self.child: Child | None = None
+        self.knowledge: Knowledge | None = None
+        self.inline = False
+        """Not in a forked child: that is not safe, or was tried."""
 
 
 class Bytes:
@@ -36,6 +46,8 @@ class Bytes:
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.spare: Callable[[], bool] | None = None
+        """What it does when there is nothing else; false: it has no more."""
         threading.Thread(target=self._run, name="roost-bytes", daemon=True).start()
 
     def put(self, work: Callable[[], None]) -> None:
@@ -44,7 +56,14 @@ class Bytes:
 
     def _run(self) -> None:
         while True:
-            self._work.get()()
+            try:
+                work = self._work.get_nowait()
+            except queue.Empty:
+                spare = self.spare
+                if spare is not None and spare():
+                    continue
+                work = self._work.get()
+            work()
 
 
 def write(recorder: Recorder, snapshot: Snapshot, facts: Facts, job: Job, *, sync: bool) -> None:
@@ -57,14 +76,49 @@ def write(recorder: Recorder, snapshot: Snapshot, facts: Facts, job: Job, *, syn
         job.ended.set()
 
 
-def drain(generator: Generator[None, None, Snapshot]) -> Snapshot:
-    """Collect to the end at once."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as stop:
-            snapshot: Snapshot = stop.value
-            return snapshot
+class Elsewhere(Exception):
+    """A forked child met names that only their own process can store."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What a forked child has learned."""
+
+    recorder: RecorderLearned
+    collector: CollectorLearned
+
+
+def store(
+    collector: Collector,
+    recorder: Recorder,
+    job: Job,
+    log: list[Cell],
+    facts: Facts,
+    given: Snapshot,
+) -> tuple[Written, Knowledge]:
+    """In a forked child: look at everything the job is about and write it."""
+    snapshot = job.snapshot
+    if snapshot is None:
+        snapshot = drained(collector.collect(job.touched, log, given=given))
+        if snapshot.home:
+            raise Elsewhere(snapshot.home)
+    written = recorder.write(snapshot, facts, Seal(), sync=False)
+    return written, Knowledge(recorder.learned(), collector.learned())
+
+
+def wait_for(child: Child, within_s: float, recorder: Recorder, job: Job) -> None:
+    """Wait for a forked child, on the bytes thread; ``job.ended`` tells."""
+    try:
+        job.outcome, job.knowledge = child.result(within_s)
+        recorder.learn(job.knowledge.recorder)
+    except BaseException as error:  # told to whoever waits
+        job.outcome = error
+    finally:
+        job.ended.set()
 
 
 def answer(written: Written, seconds: float) -> Fields:

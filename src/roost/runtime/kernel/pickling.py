@@ -25,6 +25,7 @@ from roost.runtime.kernel import (
     data,
     files,
     frames,
+    homing,
     hooks,
     iterators,
     rebuild,
@@ -98,6 +99,8 @@ class Surroundings:
     """Reducers of ``copyreg`` and cloudpickle as they are now."""
     bases: dict[int, Handler] = field(default_factory=dict)
     """Handlers by the id of a base class."""
+    forked: bool = False
+    """This is a forked child: plain data only."""
 
     def __post_init__(self) -> None:
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
@@ -149,6 +152,8 @@ class _Storing:
         kind = type(obj)
         found = self._kinds.get(id(kind))
         if found is None:
+            if self.around.forked:
+                homing.check(kind, {*_EXACT, *self.around.bases})
             found = self._kinds[id(kind)] = (kind, self._handler(kind))
         if found[1] is not None:
             return found[1](self, obj)

@@ -9,6 +9,7 @@ import contextvars
 import gc
 import logging
 import sys
+import time
 import types
 import weakref
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,12 @@ _LEAVES = _ATOMS | frozenset(
 )  # fmt: skip
 
 
+PROBE = 1024
+"""Objects walked between two looks at the clock."""
+PROBE_BYTES = 4 << 20
+"""A container of this size alone takes too long, where there is a limit."""
+
+
 @dataclass(slots=True)
 class Reach:
     """What one variable reaches."""
@@ -54,6 +61,8 @@ class Reach:
     ids: set[int] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     """Global names that functions on the way use."""
+    cut: bool = False
+    """The walk took too long and was not finished."""
     namespace: bool = False
     """It holds the notebook's namespace dictionary itself."""
 
@@ -96,18 +105,23 @@ class Walker:
         self._array: Any = getattr(numpy, "ndarray", None)
         self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
 
-    def reach(self, root: object) -> Reach:
-        """Everything that ``root`` leads to."""
+    def reach(self, root: object, until: float | None = None) -> Reach:
+        """Everything that ``root`` leads to, unless it takes until this moment of the clock."""
         found = Reach()
         seen = found.ids
         # Tuples are walked through but bind nothing together: libraries share constants of their code.
         passed: set[int] = set(self._stops)
         stack = [root] if id(type(root)) not in _LEAVES else []
+        steps = 0
         while stack:
             value = stack.pop()
             key = id(value)
             if key in seen or key in passed:
                 continue
+            steps += 1
+            if until is not None and _too_long(value, steps, until):
+                found.cut = True
+                break
             kind = type(value)
             if kind is tuple or kind is frozenset:
                 passed.add(key)
@@ -193,6 +207,13 @@ class Walker:
         if known is None:
             known = self._classes[id(kind)] = (kind, importable_class(kind))
         return known[1]
+
+
+def _too_long(value: Any, steps: int, until: float) -> bool:
+    """Whether the walk should be left to somebody who has the time."""
+    if type(value) in (list, dict, set) and sys.getsizeof(value) > PROBE_BYTES:
+        return True
+    return not steps % PROBE and time.perf_counter() > until
 
 
 def code_names(code: types.CodeType) -> set[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from roost.runtime.kernel.capture import Fresh, Snapshot
 from roost.runtime.kernel.chunks import Reader, Writer, digest_of
+from roost.runtime.kernel.crew import crew
 from roost.runtime.kernel.format import (
     CHUNK_BYTES,
     FINISHED_LIMIT,
@@ -31,6 +32,12 @@ from roost.runtime.kernel.format import (
 
 PACK_BYTES = 256 << 10
 """Pickles smaller than this are written together as one chunk."""
+BLOCK_BYTES = 64 << 10
+"""Of a chunk that has changed in few places, blocks of this size are written. A multiple of page sizes."""
+PATCHED_PART = 4
+"""Not when more than this part of it has changed."""
+PIECES = 24
+"""A chunk's worth of memory is put together from at most so many pieces: each is a mapping of its own."""
 PACKS = 32
 """With more packs than this, the small pickles of all of them are written together anew."""
 
@@ -84,6 +91,16 @@ class Written:
     bytes_new: int
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a recorder knows after a capture."""
+
+    last: Manifest | None
+    prints: dict[str, str]
+    digests: dict[tuple[Extent, ...], str]
+    unsynced: tuple[Path, ...]
+
+
 class Recorder:
     """Writes into one directory. Used by one thread at a time."""
 
@@ -93,6 +110,8 @@ class Recorder:
         self._prints: dict[str, str] = {}
         """Digests of the pieces in the last manifest."""
         self._new_prints: dict[str, str] = {}
+        self._digests: dict[tuple[Extent, ...], str] = {}
+        """Digests of memory that is put together from pieces."""
         numbers = manifest_numbers(directory)
         self._number = max(numbers, default=0)
         if last is not None:
@@ -109,6 +128,23 @@ class Recorder:
     def last(self) -> Manifest | None:
         """The newest manifest written here."""
         return self._last
+
+    def sync_one(self) -> bool:
+        """Make one more file durable; false: all are. On the bytes thread."""
+        return self._writer.sync_one()
+
+    def learned(self) -> "Learned":
+        """What the last ``write`` has changed, for the recorder of another process."""
+        return Learned(self._last, self._prints, self._digests, self._writer.unsynced)
+
+    def learn(self, learned: "Learned") -> None:
+        """Take over what a recorder of this directory in a forked child has done."""
+        self._last = learned.last
+        self._prints = learned.prints
+        self._digests = learned.digests
+        if learned.last is not None:
+            self._number = max(self._number, learned.last.number)
+        self._writer.written(learned.unsynced)
 
     def write(self, snapshot: Snapshot, facts: Facts, seal: Seal, *, sync: bool = True) -> Written:
         """Store a snapshot (``sync``: durably). Raises ``OSError``, ``Overtaken``; nothing changes then."""
@@ -204,17 +240,46 @@ class Recorder:
         self, view: memoryview, known: tuple[Extent, ...], seal: Seal
     ) -> tuple[Extent, ...]:
         """Chunks of one buffer: what is unchanged is only hashed."""
-        made = []
-        for index, start in enumerate(range(0, view.nbytes, CHUNK_BYTES)):
+        windows = _windows(known)
+
+        def one(start: int) -> tuple[Extent, ...]:
             seal.check()
-            part = view[start : start + CHUNK_BYTES]
-            digest = digest_of(part)
-            before = known[index] if index < len(known) else None
-            if before is None or before.chunk != digest or before.offset:
-                # A copy: hashed and written bytes must be the same even while a thread writes.
-                digest = self._writer.put(bytes(part))
-            made.append(Extent(digest, 0, part.nbytes))
-        return tuple(made)
+            return self._window(view[start : start + CHUNK_BYTES], windows.get(start, ()))
+
+        made = crew.map(one, range(0, view.nbytes, CHUNK_BYTES))
+        return tuple(extent for extents in made for extent in extents)
+
+    def _window(self, part: memoryview, known: tuple[Extent, ...]) -> tuple[Extent, ...]:
+        """A chunk's worth of memory: as it is stored already, else what of it is new."""
+        same_size = sum(extent.size for extent in known) == part.nbytes
+        if known and same_size:
+            whole = len(known) == 1 and not known[0].offset
+            if digest_of(part) == (known[0].chunk if whole else self._digests.get(known)):
+                return known
+        # A copy: hashed and written bytes must be the same even while a thread writes.
+        content = bytes(part)
+        if known and same_size:
+            return self._patched(content, known)
+        return (Extent(self._writer.put(content), 0, len(content)),)
+
+    def _patched(self, content: bytes, known: tuple[Extent, ...]) -> tuple[Extent, ...]:
+        try:
+            old = self._writer.read(known)
+        except OSError:
+            old = b""
+        runs = _differing(old, content) if len(old) == len(content) else [(0, len(content))]
+        changed = sum(high - low for low, high in runs)
+        pieces = _pieces(known, runs)
+        if changed * PATCHED_PART > len(content) or len(pieces) > PIECES:
+            return (Extent(self._writer.put(content), 0, len(content)),)
+        made = tuple(
+            piece
+            if isinstance(piece, Extent)
+            else Extent(self._writer.put(content[piece[0] : piece[1]]), 0, piece[1] - piece[0])
+            for piece in pieces
+        )
+        self._digests[made] = digest_of(content)
+        return made
 
     def _crowded(self) -> Reader | None:
         """A reader for writing all packs anew, when there are too many."""
@@ -226,8 +291,7 @@ class Recorder:
         return Reader(self._writer.directory) if len(packs) > PACKS else None
 
     def _total(self, manifest: Manifest) -> int:
-        directory = self._writer.directory
-        return sum(chunk_path(directory, d).stat().st_size for d in chunk_digests(manifest))
+        return self._writer.size(chunk_digests(manifest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +339,61 @@ class _Pack:
         if place.size < 0:
             return place.extents
         return (Extent(self._chunk, place.start, place.size),)
+
+
+def _windows(extents: tuple[Extent, ...]) -> dict[int, tuple[Extent, ...]]:
+    """Extents of one buffer by the chunk's worth of memory they make up."""
+    found: dict[int, tuple[Extent, ...]] = {}
+    gathered: list[Extent] = []
+    start = at = 0
+    for extent in extents:
+        gathered.append(extent)
+        at += extent.size
+        if at - start >= CHUNK_BYTES:
+            found[start] = tuple(gathered)
+            gathered, start = [], at
+    if gathered:
+        found[start] = tuple(gathered)
+    return found
+
+
+def _differing(old: bytes, new: bytes) -> list[tuple[int, int]]:
+    """Runs of blocks that differ."""
+    runs: list[tuple[int, int]] = []
+    for low in range(0, len(new), BLOCK_BYTES):
+        high = min(low + BLOCK_BYTES, len(new))
+        if old[low:high] != new[low:high]:
+            if runs and runs[-1][1] == low:
+                runs[-1] = (runs[-1][0], high)
+            else:
+                runs.append((low, high))
+    return runs
+
+
+def _pieces(
+    known: tuple[Extent, ...], runs: list[tuple[int, int]]
+) -> list[Extent | tuple[int, int]]:
+    """What memory is put together from: stored pieces, and between them the runs that are new."""
+    made: list[Extent | tuple[int, int]] = []
+    todo = list(runs)
+    at = 0
+    for extent in known:
+        end = at + extent.size
+        here = at
+        while here < end:
+            if todo and todo[0][0] <= here:
+                low, high = todo[0]
+                if here == low:
+                    made.append((low, high))
+                here = min(end, high)
+                if here == high:
+                    todo.pop(0)
+            else:
+                stop = min(end, todo[0][0]) if todo else end
+                made.append(Extent(extent.chunk, extent.offset + here - at, stop - here))
+                here = stop
+        at = end
+    return made
 
 
 def _group(

@@ -1,0 +1,41 @@
+"""What a forked child may store: plain data. Everything with a side to it belongs to its own process.
+
+To store a file, flushing it comes first: in a child that would write the buffer a second time. So a child
+stores containers, instances of the notebook's classes and of the libraries listed here, and leaves the rest.
+"""
+
+import types
+from collections.abc import Collection
+
+from roost.runtime.kernel.naming import CLASS, flags_of, importable_class, module_of, mro_of
+
+_PLAIN = frozenset(
+    {
+        "_collections", "array", "builtins", "collections", "copyreg", "datetime", "decimal", "enum",
+        "fractions", "functools", "itertools", "joblib", "lightgbm", "networkx", "numpy", "operator",
+        "pandas", "pathlib", "patsy", "polars", "pyarrow", "pytz", "re", "scipy", "shapely", "sklearn",
+        "statsmodels", "sympy", "torch", "types", "typing", "uuid", "xgboost", "zoneinfo",
+    }
+)  # fmt: skip
+
+
+class AtHome(BaseException):
+    """A forked child met something that only its parent can store. No handler of errors is to catch it."""
+
+
+def at_home(error: BaseException) -> bool:
+    """Whether this is why a group was not stored."""
+    return isinstance(error, AtHome)
+
+
+def check(kind: type, handled: Collection[int]) -> None:
+    """Raises ``AtHome`` for a kind with a side. ``handled``: ids of kinds with handlers of their own."""
+    if flags_of(kind) & CLASS or kind in (types.FunctionType, types.CellType):
+        return
+    mro = mro_of(kind)
+    if any(id(base) in handled or base.__name__ == "memmap" for base in mro):
+        raise AtHome(kind)
+    if any(base is types.ModuleType for base in mro) or not importable_class(kind):
+        return
+    if module_of(kind).partition(".")[0] not in _PLAIN:
+        raise AtHome(kind)
