@@ -1,32 +1,37 @@
 """A job on real processes: moved by a notice, taken by a kill -9 of its host, run to its end once."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from roost.client.jobs import fetch, submit
 from roost.client.model import JobView, StartJob
+from roost.ports.errors import Retry
 from tests.support.cluster import Cluster, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 STEPS = 240
 TRAIN = f"""
-import json, os, pathlib, sys, time
+import pathlib, sys, time
+import roost
 
-state = pathlib.Path(os.environ["ROOST_CHECKPOINTS"], "state.json")
-begin = json.loads(state.read_text())["step"] + 1 if state.exists() else 0
-print("begins at", begin, "with", sys.argv[1:], flush=True)
-for step in range(begin, {STEPS}):
+state = roost.resume() or {{"step": 0, "seen": []}}
+print("begins at", state["step"], "with", sys.argv[1:])
+while state["step"] < {STEPS}:
+    step = state["step"]
     with open("steps.txt", "a") as file:
         file.write(f"{{step}}\\n")
-    part = state.with_suffix(".part")
-    part.write_text(json.dumps({{"step": step}}))
-    part.replace(state)
-    print("step", step, flush=True)
+    state["seen"].append(step)
+    state["step"] += 1
+    roost.checkpoint(state)
+    print("step", step)
     time.sleep(0.1)
-print("done", pathlib.Path("data/numbers.txt").read_text().strip(), flush=True)
+assert state["seen"] == list(range({STEPS}))
+print("done", pathlib.Path("data/numbers.txt").read_text().strip())
 """
 ASK = StartJob(argv=("python", "train.py"), memory_gib=4, near="Seoul", image="minimal")
 
@@ -40,8 +45,11 @@ def project(folder: Path, script: str = TRAIN) -> Path:
 
 def steps_seen(cluster: Cluster, job_id: str) -> int:
     text = b""
-    while more := cluster.client.job_output(job_id, len(text)):
-        text += more
+    try:
+        while more := cluster.client.job_output(job_id, len(text)):
+            text += more
+    except Retry:  # control is being restarted
+        return 0
     lines = [x for x in text.decode().splitlines() if x.startswith("step ")]
     return len(set(lines))
 
@@ -64,6 +72,13 @@ def test_a_script_goes_on_after_a_notice_and_after_a_death(
     eventually(lambda: steps_seen(cluster, job_id) >= 10, "ten steps", 120)
 
     first = cluster.client.job(job_id).host_id
+    (agent,) = cluster.pids("roost.main.agent", ROOST_INSTANCE=first)
+    os.kill(agent, signal.SIGKILL)
+    cluster.restarted("control", cluster.kill9("control"))
+    before = steps_seen(cluster, job_id)
+    eventually(lambda: steps_seen(cluster, job_id) >= before + 10, "it runs on, unseen", 60)
+    assert cluster.client.job(job_id).epoch == 1
+
     cluster.client.interrupt_host(first, 20, "test")
     eventually(lambda: cluster.client.job(job_id).epoch == 2, "it runs elsewhere", 120)
     told = cluster.client.job(job_id).runs[0]
