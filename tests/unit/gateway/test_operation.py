@@ -279,6 +279,8 @@ async def test_metrics_health_and_state(backends: list[Backend]) -> None:
         assert 'roost_gateway_request_seconds_bucket{route="all",le="+Inf"} 10' in text
         assert "roost_gateway_running 2" in text
         assert 'state="ready"} 1' in text
+        assert 'roost_gateway_refused_total{reason="bad_request"} 1' in text
+        assert 'kind="timeout"} 0' in text
         for line in text.splitlines():
             assert re.fullmatch(r"#.*|[a-z_]+(\{[^}]*\})? [0-9.e+\-]+", line), line
         state = await gateway.state()

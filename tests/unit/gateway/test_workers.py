@@ -152,3 +152,18 @@ def test_bounds_for_all_workers_are_shared_out() -> None:
     first, second = shared_out(gateway, 4).routes
     assert first.hold == policy.HoldPolicy(max_requests=2, max_bytes=16 << 20)
     assert second is gateway.routes[1]
+
+
+def test_only_services_of_tcp_listeners_are_offered_no_protocol() -> None:
+    tls = policy.TlsOrigin(verify=False)
+    names = ("web", "canary", "raw")
+    gateway = policy.Gateway(
+        listeners=(policy.Listener(name="l", address=":1", protocol="tcp", service="raw"),),
+        routes=(
+            policy.Route(name="a", service="web"),
+            policy.Route(name="b", split=(policy.Split(service="canary"),)),
+        ),
+        services=tuple(policy.Service(name=name, tls=tls) for name in names),
+    )
+    offered = [each.tls.alpn for each in shared_out(gateway, 1).services if each.tls is not None]
+    assert offered == [("http/1.1",), ("http/1.1",), ()]

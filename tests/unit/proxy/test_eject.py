@@ -52,6 +52,15 @@ def test_a_lost_connection_ejects_at_once_and_each_time_for_longer(outcome: Outc
         assert sick.state == "half-open"
 
 
+def test_failures_are_counted_by_kind() -> None:
+    upstreams = service(2)
+    kinds = (Outcome.REFUSED, Outcome.RESET, Outcome.RESET, Outcome.TIMED_OUT, Outcome.FAILED)
+    for outcome in (*kinds, Outcome.CANCELLED, Outcome.OK):
+        hit(upstreams, 0, outcome, 1.0)
+    one = upstreams.members[0]
+    assert (one.failures, one.refused, one.resets, one.timeouts) == (5, 1, 2, 1)
+
+
 def test_what_fails_together_is_one_ejection() -> None:
     upstreams = service(4)
     hit(upstreams, 0, Outcome.RESET, 1.0, times=10)

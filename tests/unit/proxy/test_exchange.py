@@ -395,17 +395,17 @@ async def test_a_gibibyte_of_header_gets_an_answer_and_no_memory(proxied: Any) -
     async with proxied(echo) as setup:
         reader, writer = await setup.client()
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nX-Big: ")
+        # Read meanwhile: a client slower than the linger is reset, with what it has not read.
+        reading = asyncio.create_task(reader.readuntil(b" bytes\n"))
         before = peak_rss()
         block = b"a" * (4 * MIB)
-        sent = 0
         try:
             for _ in range(256):
                 writer.write(block)
                 await writer.drain()
-                sent += len(block)
         except OSError:
             pass
-        answer = await asyncio.wait_for(reader.read(), 20)
+        answer = await asyncio.wait_for(reading, 20)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert b"larger than 65536 bytes" in answer
         assert peak_rss() - before < 32 * MIB
