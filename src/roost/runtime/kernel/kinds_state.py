@@ -66,20 +66,34 @@ def reduce_context_variable(_pickler: Storing, value: contextvars.ContextVar[Any
     return rebuild_state.context_variable, (value.name, tuple(below[1:2]))
 
 
-def reduce_context(_pickler: Storing, value: contextvars.Context) -> Any:
+def reduce_context(pickler: Any, value: contextvars.Context) -> Any:
     """A context: the values of the notebook's own variables."""
-    now = contextvars.copy_context()
-    own = [(k, v) for k, v in value.items() if k not in now or now[k] is not v or _plain(v)]
+    # Those of libraries (IPython's own request, decimal's context) are this kernel's.
+    where = pickler.around.singletons.where
+    own = [(k, v) for k, v in value.items() if where(k) is None and k.name not in IN_C]
     return rebuild_state.context, (own,)
 
 
-def _plain(value: Any) -> bool:
-    return type(value) in (int, str, float, bool, type(None))
+def reduce_magics(_pickler: Storing, value: Any) -> Any:
+    """An instance of a notebook's class of magics."""
+    if not foreign(value):
+        raise Refusal("a part of the kernel itself", "ask get_ipython() for it")
+    state = {
+        k: v for k, v in value.__dict__.items() if not k.startswith("_") and k not in _KERNEL_SIDE
+    }
+    return rebuild_state.magics, (type(value),), state, None, None, rebuild_state.fill_magics
+
+
+_KERNEL_SIDE = frozenset(
+    {"shell", "parent", "config", "magics", "options_table", "registered", "log"}
+)
+IN_C = frozenset({"decimal_context"})
+"""Context variables that no module of Python holds."""
 
 
 def reduce_local(_pickler: Storing, value: Any) -> Any:
     """A thread's own storage with the values of the main thread."""
-    state = dict(object.__getattribute__(value, "__dict__"))
+    state = dict(rebuild_state.values_of_local(value))
     return rebuild_state.local, (type(value),), state, None, None, rebuild_state.fill
 
 
@@ -153,7 +167,17 @@ STATE_BASES: dict[type, Handler] = {
 }
 
 
+_LATE: tuple[tuple[str, str, Handler], ...] = (
+    ("matplotlib.cbook", "CallbackRegistry", reduce_registry),
+    ("IPython.core.magic", "Magics", reduce_magics),
+)
+
+
 def state_bases() -> dict[type, Handler]:
     """Base classes with a handler here, as far as their modules are loaded."""
-    registry = getattr(sys.modules.get("matplotlib.cbook"), "CallbackRegistry", None)
-    return {**STATE_BASES, registry: reduce_registry} if isinstance(registry, type) else STATE_BASES
+    found = dict(STATE_BASES)
+    for module, name, handler in _LATE:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type):
+            found[kind] = handler
+    return found

@@ -42,9 +42,15 @@ def local(kind: Any) -> Any:
     return threading.local() if kind is threading.local else kind.__new__(kind)
 
 
+def values_of_local(value: Any) -> dict[str, Any]:
+    """What this thread has in it, past whatever its class does about attributes."""
+    found: dict[str, Any] = threading.local.__getattribute__(value, "__dict__")
+    return found
+
+
 def fill(value: Any, state: dict[str, Any]) -> None:
-    """Attributes of an object, past whatever its class does about attributes."""
-    object.__getattribute__(value, "__dict__").update(state)
+    """The main thread's values."""
+    values_of_local(value).update(state)
 
 
 def handler(kind: Any) -> Any:
@@ -62,6 +68,20 @@ def fill_handler(made: logging.Handler, state: dict[str, Any]) -> None:
     if state.get("_roost_open"):
         del made.__dict__["_roost_open"]
         made.stream = made._open()  # type: ignore[attr-defined]
+
+
+def magics(kind: Any) -> Any:
+    """An instance of a class of magics, without its ``__init__``."""
+    made = kind.__new__(kind)
+    made.shell = sys.modules["__main__"].__dict__["get_ipython"]()
+    made.options_table = {}
+    return made
+
+
+def fill_magics(made: Any, state: dict[str, Any]) -> None:
+    """Its own attributes."""
+    for name, value in state.items():
+        setattr(made, name, value)
 
 
 def instance(kind: type) -> Any:

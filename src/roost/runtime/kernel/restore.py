@@ -84,6 +84,8 @@ def restore(
     try:
         with quiet():
             job.run()
+        # Not while all is quiet: that ends with the warnings' own settings as they were.
+        job.state()
     finally:
         if collecting:
             gc.enable()
@@ -154,7 +156,6 @@ class _Restore:
             self._set(name, self._shell.user_ns)
             self._report.append(Entry(name, KEPT))
         self._groups()
-        self._state()
         for recipe in self._manifest.rebuilds:
             self._rebuild(recipe)
         self._told()
@@ -231,7 +232,7 @@ class _Restore:
         elif not process.place_module(name, value):
             self._pieces[name] = value
 
-    def _state(self) -> None:
+    def state(self) -> None:
         """Pieces of process state with objects, once all of these are there."""
         libraries.place_figures(self._figures)
         for name, value in self._pieces.items():

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from roost.runtime.kernel.naming import globals_of, is_module
+from roost.runtime.kernel.process import base as common
 from roost.runtime.kernel.process import (
     context,
     hooks,
     ipython,
+    leftovers,
     libraries,
     logs,
     modules,
     patches,
     system,
 )
-from roost.runtime.kernel.process import base as common
 from roost.runtime.kernel.process.base import PREFIX
 
 IMPORT_DEPTH = 2
@@ -44,6 +45,7 @@ class Baseline(common.Baseline):
             "modules": modules.note,
             "patches": patches.note,
             "ipython": ipython.note,
+            "leftovers": leftovers.note,
         }
         for family, take in notes.items():
             self.noted[family] = take(shell)
@@ -57,6 +59,7 @@ BEFORE: dict[str, tuple[Get, Set]] = {
     "sys.path": (system.paths, system.set_paths),
     "working directory": (system.folder, system.set_folder),
     "limits": (system.limits, system.set_limits),
+    "temporary files": (leftovers.files, leftovers.set_files),
     "modules": (modules.facts, modules.set_facts),
     "matplotlib backend": (libraries.backend, libraries.set_backend),
 }
@@ -70,6 +73,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "shell log": (ipython.log, ipython.set_log),
     "logging": (logs.settings, logs.set_settings),
     "deleted attributes": (patches.deleted, patches.set_deleted),
+    "what cannot be read back": (patches.unknown, patches.set_nothing),
     "umask": (system.umask, system.set_umask),
     "time zone": (system.zone, system.set_zone),
     "locale": (system.locales, system.set_locales),
@@ -105,6 +109,10 @@ IN_CONTEXT: dict[str, Set] = {
 
 _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "signal": hooks.place,
+    "trace": hooks.place,
+    "profile": hooks.place,
+    "finders": hooks.place,
+    "codec": patches.place_codec,
     "logger": logs.place,
     "contextvars": context.place,
     "attribute": patches.place,
@@ -115,6 +123,8 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "hook": ipython.place,
     "formatters": ipython.place,
     "errors": ipython.place,
+    "descriptor": lambda *_: None,
+    "finalizer": lambda *_: None,
 }
 
 
@@ -134,6 +144,8 @@ def objects(base: common.Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
     for family in (modules, patches, hooks, logs, context):
         for name, value in family.objects(base):
             yield PREFIX + name, value
+    for name, value in leftovers.objects(base, shell):
+        yield PREFIX + name, value
     for name, value in ipython.objects(base, shell):
         yield PREFIX + name, value
 
@@ -175,7 +187,8 @@ _COMPARED = frozenset(
     {
         "environment", "sys.path", "working directory", "limits", "modules", "umask", "time zone", "locale",
         "garbage collector", "random", "aliases", "shell settings", "extensions", "numpy options",
-        "logging", "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
+        "logging", "temporary files",
+        "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

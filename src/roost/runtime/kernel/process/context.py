@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from roost.runtime.kernel.kinds_state import IN_C
 from roost.runtime.kernel.naming import BY_VALUE, globals_of, is_module
 from roost.runtime.kernel.process.base import Baseline
 
@@ -25,15 +26,12 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
         yield "contextvars", base.steady("contextvars", parts)
 
 
-_IN_C = frozenset({"decimal_context"})
-
-
 def _owned(variable: Any, base: Baseline) -> bool:
     """Whether a library holds it; looked up once per variable."""
     answers: dict[int, tuple[Any, bool]] = base.noted.setdefault("context owners", {})
     known = answers.get(id(variable))
     if known is None:
-        found = variable.name in _IN_C or any(
+        found = variable.name in IN_C or any(
             value is variable
             for name, module in list(sys.modules.items())
             if name not in ("__main__", "__mp_main__")

@@ -1,6 +1,7 @@
 """Handlers of signals that the notebook set."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,12 +29,27 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
         if handler in _PLAIN or foreign(handler):
             yield f"signal {signal.Signals(kind).name if kind in _NAMED else int(kind)}", handler
 
+    for word, function in (("trace", sys.gettrace()), ("profile", sys.getprofile())):
+        if function is not None and foreign(function):
+            yield word, function
+    for word in ("meta_path", "path_hooks"):
+        row = [(place, one) for place, one in enumerate(getattr(sys, word)) if foreign(one)]
+        if row:
+            yield f"finders {word}", base.steady(word, row)
+
 
 _NAMED = frozenset(int(kind) for kind in signal.Signals)
 
 
 def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
     """Set the handler."""
-    word = name.partition(" ")[2]
+    kind_of, _, word = name.partition(" ")
+    if kind_of == "finders":
+        for index, one in value:
+            getattr(sys, word).insert(index, one)
+        return
+    if kind_of in ("trace", "profile"):
+        (sys.settrace if kind_of == "trace" else sys.setprofile)(value)
+        return
     kind = int(word) if word.isdigit() else signal.Signals[word]
     signal.signal(kind, value)

@@ -12,7 +12,8 @@ _HOOKS = ("input_transformers_cleanup", "input_transformers_post", "ast_transfor
 _SIMPLE = (str, int, float, bool, type(None))
 _NOT_SET = frozenset(
     {
-        "execution_count", "ipython_dir", "history_length", "banner1", "banner2", "parent", "exit_now", "display_trap",
+        "execution_count", "ipython_dir", "history_length", "banner1", "banner2", "parent",
+        "exit_now", "display_trap",
         "rl_next_input", "sphinxify_docstring", "logstart", "logfile", "logappend", "loop_runner",
         "active_eventloop", "history_load_length", "last_execution_succeeded",
     }
@@ -29,6 +30,7 @@ def note(shell: Any) -> dict[str, Any]:
         "settings": _settings(shell),
         "text": _text(shell),
         "flags": shell.compile.flags,
+        "mode": shell.InteractiveTB.mode,
         "handler": getattr(shell, "CustomTB", None),
         "hidden": frozenset(shell.user_ns_hidden),
         "visited": list(shell.user_ns.get("_dh", ())),
@@ -124,6 +126,7 @@ def settings(base: Baseline, shell: Any) -> Any:
     made = {
         "shell": {k: v for k, v in now.items() if k not in noted["settings"] or noted["settings"][k] != v},
         "text": {k: v for k, v in text.items() if k not in noted["text"] or noted["text"][k] != v},
+        "mode": shell.InteractiveTB.mode if shell.InteractiveTB.mode != noted["mode"] else None,
         "flags": shell.compile.flags if shell.compile.flags != noted["flags"] else None,
         "hidden": sorted(
             n for n in shell.user_ns_hidden
@@ -147,6 +150,9 @@ def set_settings(value: dict[str, Any], _base: Baseline, shell: Any) -> None:
         formatter = shell.display_formatter.formatters.get(mime)
         if formatter is not None and formatter.has_trait(name):
             setattr(formatter, name, setting)
+    if value["mode"] is not None:
+        shell.InteractiveTB.set_mode(mode=value["mode"])
+        shell.SyntaxTB.set_mode(mode=value["mode"])
     if value["flags"] is not None:
         shell.compile.flags = value["flags"]
     for name in value["hidden"]:

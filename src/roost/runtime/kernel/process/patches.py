@@ -6,6 +6,9 @@ instances of the notebook that a look at everything finds in a library.
 
 import _abc  # type: ignore[import-not-found]
 import ast
+import atexit
+import codecs
+import contextlib
 import copyreg
 import ctypes
 import gc
@@ -31,6 +34,7 @@ from roost.runtime.kernel.naming import (
     mro_of,
 )
 from roost.runtime.kernel.process.base import Baseline
+from roost.runtime.kernel.refusal import Refusal
 
 _VERSION_OFFSET = 24
 """Of a dictionary's version in CPython 3.11-3.13: behind reference count, type and number of items."""
@@ -51,6 +55,9 @@ class Patches:
         self.deleted: set[tuple[str, str]] = set()
         self.registries: dict[tuple[str, str], type] = {}
         """Abstract classes of libraries that a cell may have registered classes with."""
+        self.codecs: set[str] = set()
+        self.hidden: set[str] = set()
+        self.exits = atexit._ncallbacks()
         self.cells = 0
         self._versions: dict[int, int] = {}
         self._reads = _reader()
@@ -105,10 +112,35 @@ class Patches:
                     self.targets[module, f"{path}.{name}" if path else name] = True
                     if gone:
                         self.deleted.add((module, f"{path}.{name}" if path else name))
+            if isinstance(node, ast.Call):
+                self._call(scope.value(node.func), node)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for decorator in node.decorator_list:
+                    self._call(scope.value(decorator), None)
             if isinstance(node, ast.Attribute) and node.attr == "register":
                 kind = scope.value(node.value)
                 if is_class(kind) and "_abc_impl" in dict_of(kind) and importable_class(kind):
                     self.registries[module_of(kind), _qualname(kind)] = kind
+
+    def _call(self, function: Any, node: ast.Call | None) -> None:
+        """A call whose effect the interpreter does not tell."""
+        if function is None:
+            return
+        for module, name in _HIDDEN:
+            home = sys.modules.get(module)
+            if home is not None and globals_of(home).get(name) is function:
+                self.hidden.add(f"{module}.{name}")
+        if function is codecs.register_error and node is not None and node.args:
+            word = getattr(node.args[0], "value", None)
+            if type(word) is str:
+                self.codecs.add(word)
+
+
+_HIDDEN = (
+    ("atexit", "register"), ("sys", "addaudithook"), ("codecs", "register"), ("os", "register_at_fork"),
+    ("gc", "freeze"), ("faulthandler", "register"), ("threading", "settrace"), ("threading", "setprofile"),
+)  # fmt: skip
+"""Functions whose effect cannot be read back from the interpreter."""
 
 
 def _wraps(value: Any) -> bool:
@@ -259,9 +291,33 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
         found = [ref() for ref in _abc._get_dump(kind)[0]]
         if own := [other for other in found if other is not None and foreign(other)]:
             yield f"registered {module}:{path}", base.steady(f"registered {module}:{path}", own)
+    for word in patches.codecs:
+        with contextlib.suppress(LookupError):
+            yield f"codec {word}", codecs.lookup_error(word)
     own = [(k, f) for k, f in copyreg.dispatch_table.items() if foreign(k) or foreign(f)]
     if own:
         yield "copyreg", base.steady("copyreg", own)
+
+
+def unknown(base: Baseline, _shell: Any) -> Any:
+    """Refused by name: what cells registered where nobody can read it back."""
+    patches: Patches = base.noted["patches"]
+    hidden = set(patches.hidden)
+    if "atexit.register" in hidden and atexit._ncallbacks() <= patches.exits:
+        hidden.discard("atexit.register")
+    if hidden:
+        raise Refusal(f"what {', '.join(sorted(hidden))} was given", "call it again after a move")
+
+
+def set_nothing(_value: Any, _base: Baseline, _shell: Any) -> None:
+    """There is never a value."""
+
+
+def place_codec(name: str, value: Any, base: Baseline, _shell: Any) -> None:
+    """Register a handler of coding errors."""
+    word = name.partition(" ")[2]
+    codecs.register_error(word, value)
+    base.noted["patches"].codecs.add(word)
 
 
 def _holder(module: str, path: str) -> tuple[Any, str]:

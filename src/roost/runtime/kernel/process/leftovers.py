@@ -1,0 +1,197 @@
+"""What variables only name: temporary files by their path, descriptors by their number, finalizers at all."""
+
+import gc
+import io
+import os
+import socket
+import stat
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from roost.runtime.kernel import archives, rebuild_files
+from roost.runtime.kernel.naming import foreign, is_module
+from roost.runtime.kernel.process.base import Baseline
+from roost.runtime.kernel.refusal import Refusal
+
+MOST_BYTES = 32 << 20
+"""Temporary files that variables name travel with their content up to so much together."""
+_ITEMS = 200
+
+
+def note(_shell: Any) -> dict[str, Any]:
+    """Descriptors and finalizers before the user's first cell."""
+    return {
+        "begun": time.time(),
+        "descriptors": _descriptors(),
+        "finalizers": {id(one): one for one in list(_registry())},
+        "files": ((), None),
+    }
+
+
+def _registry() -> dict[Any, Any]:
+    found: dict[Any, Any] = vars(weakref.finalize)["_registry"]
+    return found
+
+
+# --- temporary files -----------------------------------------------------------------------------
+
+
+def files(base: Baseline, shell: Any) -> Any:
+    """Temporary files and folders that variables name by their path."""
+    noted = base.noted["leftovers"]
+    top = tempfile.gettempdir()
+    found: dict[str, os.stat_result] = {}
+    for value in list(shell.user_ns.values()):
+        for path in _paths(value, top + os.sep):
+            status = _own(path, base.root, noted["begun"])
+            if status is not None:
+                found[path] = status
+    if not found:
+        return None
+    marks = tuple((path, *_mark(path, status)) for path, status in sorted(found.items()))
+    if noted["files"][0] == marks:
+        return noted["files"][1]
+    value = {path: _content(path, status) for path, status in sorted(found.items())}
+    noted["files"] = (marks, value)
+    return value
+
+
+def _paths(value: Any, start: str, depth: int = 0) -> Iterator[str]:
+    kind = type(value)
+    if kind is str:
+        if value.startswith(start):
+            yield value
+    elif isinstance(value, PurePath) if kind.__module__.startswith("pathlib") else False:
+        yield from _paths(str(value), start)
+    elif depth < 2 and kind in (list, tuple, set, dict):
+        items = value.values() if kind is dict else value
+        for item in list(items)[:_ITEMS]:
+            yield from _paths(item, start, depth + 1)
+
+
+def _own(path: str, root: str, begun: float) -> os.stat_result | None:
+    """What was made in this session, and is no part of its folder."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    place = PurePath(path)
+    near = place.is_relative_to(root) or PurePath(root).is_relative_to(place)
+    plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    mine = status.st_uid == os.getuid() and status.st_ctime >= begun
+    return status if plain and mine and not near else None
+
+
+def _mark(path: str, status: os.stat_result) -> tuple[Any, ...]:
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_mtime_ns, status.st_size
+    inside = [p.lstat() for p in sorted(Path(path).rglob("*"))[:10_000]]
+    return status.st_mtime_ns, *((one.st_mtime_ns, one.st_size) for one in inside)
+
+
+def _content(path: str, status: os.stat_result) -> Any:
+    if stat.S_ISDIR(status.st_mode):
+        return archives.entries_of(path)
+    if status.st_size > MOST_BYTES:
+        raise Refusal(f"a big temporary file: {path}", "keep files in the session's folder")
+    return (stat.S_IMODE(status.st_mode), Path(path).read_bytes())
+
+
+def set_files(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
+    """Make them again where they are not there."""
+    for path, content in value.items():
+        if type(content) is list:
+            rebuild_files.tree(path, content)
+        else:
+            rebuild_files.put_back(path, content[1])
+            Path(path).chmod(content[0])
+
+
+# --- descriptors and finalizers ------------------------------------------------------------------
+
+
+class Descriptor:
+    """A descriptor that a variable names by its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        status = os.fstat(self.number)
+        path = os.readlink(f"/proc/self/fd/{self.number}")  # noqa: PTH115
+        if not stat.S_ISREG(status.st_mode) or not Path(path).exists():
+            raise Refusal(
+                f"descriptor {self.number}, a pipe, device or deleted file", "open it again"
+            )
+        rights = 0
+        for line in Path(f"/proc/self/fdinfo/{self.number}").read_text().splitlines():
+            if line.startswith("flags:"):
+                rights = int(line.split()[1], 8)
+        rights &= os.O_ACCMODE | os.O_APPEND | os.O_SYNC
+        position = os.lseek(self.number, 0, os.SEEK_CUR)
+        return rebuild_files.descriptor, (self.number, path, rights, position, status.st_size)
+
+
+def _descriptors() -> frozenset[int]:
+    return frozenset(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
+    """Descriptors that variables name, and finalizers of objects of the notebook."""
+    noted = base.noted["leftovers"]
+    for name, number in _numbers(shell.user_ns, _descriptors() - noted["descriptors"]):
+        known = noted.setdefault("made", {})
+        yield f"descriptor {name}", known.setdefault(number, Descriptor(number))
+    for one, info in list(_registry().items()):
+        if id(one) in noted["finalizers"]:
+            continue
+        target = info.weakref()
+        if target is not None and _of_notebook(info.func, target):
+            yield f"finalizer {info.index}", one
+
+
+def _of_notebook(function: Any, target: Any) -> bool:
+    if foreign(function) or foreign(target):
+        return True
+    owner = getattr(function, "__self__", None) if type(function) is type(len) else None
+    return owner is not None and not is_module(owner)
+
+
+def _numbers(space: dict[str, Any], new: frozenset[int]) -> list[tuple[str, int]]:
+    """Variables whose value is the number of a descriptor that no object owns."""
+    found = []
+    for name, value in list(space.items()):
+        if type(name) is not str or name.startswith("_"):
+            continue
+        parts = value if type(value) in (tuple, list) and len(value) == 2 else (value,)
+        found += [(name, part) for part in parts if type(part) is int and part in new]
+    found = [(name, number) for name, number in found if _a_file(number)]
+    if not found:
+        return []
+    owned = _owned()
+    return [(f"{name} {number}", number) for name, number in found if number not in owned]
+
+
+def _a_file(number: int) -> bool:
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+
+
+def _owned() -> set[int]:
+    """Descriptors of file objects and sockets."""
+    found = set()
+    for item in gc.get_objects():
+        kind = type(item)
+        if kind is io.FileIO or kind is socket.socket:
+            try:
+                found.add(item.fileno())
+            except (OSError, ValueError):
+                continue
+    return found
