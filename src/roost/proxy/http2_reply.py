@@ -11,7 +11,6 @@ from roost.proxy.framing import (
     ChunkedBody,
     Fields,
     LengthBody,
-    UntilClose,
     head_end,
     split_fields,
     status_line,
@@ -42,8 +41,6 @@ class ReplyHead:
             return None
         if self.chunked:
             return ChunkedBody(decode=True)
-        if self.length is None:
-            return UntilClose()
         return LengthBody(self.length) if self.length else None
 
 
@@ -108,11 +105,6 @@ class ReplyReader:
             if out:
                 events.append(out)
         return events
-
-    @property
-    def until_close(self) -> bool:
-        """The end of the connection is the end of the body."""
-        return isinstance(self._body, UntilClose)
 
     @property
     def trailers(self) -> Fields:

@@ -163,9 +163,7 @@ class StreamTransport(asyncio.Transport):
         if self._closing:
             return
         self._closing = True
-        if not self.ended and self._reader.until_close:
-            self._end()
-        elif not self.ended:
+        if not self.ended:
             self._carrier.broke(self)
         self._carrier.retire(self)
 
