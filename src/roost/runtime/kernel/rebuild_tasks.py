@@ -66,7 +66,8 @@ def set_future(made: Any, state: dict[str, Any]) -> None:
     outcome = state["outcome"]
     if outcome is not None:
         _settle(made, *outcome)
-        made._log_traceback = state["logs"]
+        if not state["logs"]:
+            made._log_traceback = False
         return
     if state["blocking"] is not None and known is None:
         made._asyncio_future_blocking = state["blocking"]
