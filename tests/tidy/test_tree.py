@@ -44,7 +44,7 @@ IMPURE_MODULES = {
     "sqlite3",
     "logging",
 }
-DOMAIN = ("fleet", "notebooks", "gateway", "metering", "market")
+DOMAIN = ("fleet", "notebooks", "jobs", "gateway", "metering", "market")
 
 
 def _tree(path: Path) -> ast.Module:
