@@ -8,6 +8,7 @@ import builtins
 import contextlib
 import inspect
 import io
+import json
 import re
 import sys
 import threading
@@ -18,7 +19,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from roost.runtime.kernel import cells, frames, process, recipes, tasks
+from roost.runtime.kernel import cells, checks, frames, process, recipes, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.homing import AtHome, at_home
 from roost.runtime.kernel.kinds import Refusal, advice_for
@@ -128,6 +129,7 @@ class Collector:
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
         self._recipes = recipes.Log()
+        self._shapes: dict[str, checks.Shape] = {}
         self.home: set[str] = set()
         """Names that a forked child cannot store: files, connections, whatever has a side to it."""
         self.loops: dict[int, Any] = {}
@@ -209,6 +211,7 @@ class Collector:
             self._process(made, around)
         else:
             made.state = given.state
+        self._note(made, names)
         made.imports = process.imports(self._base)
         made.log = cells.blocks(log)
         return made
@@ -449,6 +452,19 @@ class Collector:
         )
 
     # --- the process -----------------------------------------------------------------------------
+
+    def _note(self, made: Snapshot, names: _Names) -> None:
+        """What the variables that were pickled look like, for whoever restores them."""
+        for one in made.fresh:
+            for name in one.names:
+                shape = checks.note(names.rest[name]) if name in names.rest else None
+                if shape is None:
+                    self._shapes.pop(name, None)
+                else:
+                    self._shapes[name] = shape
+        there = {n: s for n, s in self._shapes.items() if n in names.rest}
+        if there:
+            made.state[checks.PIECE] = json.dumps(there, separators=(",", ":")).encode()
 
     def _process(self, made: Snapshot, around: Surroundings) -> None:
         def stored(value: Any) -> bytes:

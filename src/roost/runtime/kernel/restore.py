@@ -4,6 +4,7 @@ Runs on the main thread. One group's failure never costs the others; nothing is 
 """
 
 import gc
+import json
 import linecache
 import pickle
 import platform
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import process, rebuild, rebuild_state, rebuild_tasks
+from roost.runtime.kernel import checks, process, rebuild, rebuild_state, rebuild_tasks
 from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
@@ -158,6 +159,7 @@ class _Restore:
         self._groups()
         for recipe in self._manifest.rebuilds:
             self._rebuild(recipe)
+        self._compare()
         self._told()
 
     def piece(self, name: str, pieces: dict[str, tuple[process.Get, process.Set]]) -> Any:
@@ -256,6 +258,22 @@ class _Restore:
             return
         self._shell.user_ns.update(made)
         self._report += [Entry(name, REBUILT, recipe.reason) for name in made]
+
+    def _compare(self) -> None:
+        """Tell of variables that came back without an error, but do not look as they did."""
+        extents = self._manifest.state.get(checks.PIECE)
+        try:
+            shapes = json.loads(self._reader.content(extents)) if extents else {}
+        except (OSError, ValueError):
+            return
+        told = {entry.name for entry in self._report if entry.outcome != KEPT}
+        for name, noted in shapes.items():
+            if name in self._shell.user_ns and name not in told:
+                why = checks.difference(noted, self._shell.user_ns[name])
+                if why:
+                    self._report[:] = [entry for entry in self._report if entry.name != name]
+                    advice = "its class leaves that out when it is pickled: make it again"
+                    self._report.append(Entry(name, REFUSED, why, advice))
 
     def _told(self) -> None:
         """What was refused at the capture, in this report too."""
