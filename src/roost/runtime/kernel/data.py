@@ -100,8 +100,9 @@ def reduce_text_reader(_pickler: Storing, value: Any) -> Any:
     handle = value.handles.handle
     own = any(handle is one for one in value.handles.created_handles)
     source = getattr(handle, "name", None)
-    if type(handle) is io.StringIO:
-        source = io.StringIO(handle.getvalue())
+    inner = getattr(handle, "buffer", handle)
+    if type(inner) is io.StringIO:
+        source = io.StringIO(inner.getvalue())
     elif not own or type(source) is not str:
         raise Refusal("a reader over an open file", "give it the path of the file")
     return rebuild_data.chunks_of_text, (source, value.engine, value.orig_options, value._currow)
@@ -128,7 +129,7 @@ def reduce_arrow(_pickler: Storing, value: Any) -> Any:
 _DATA = ctypes.Structure.__mro__[1]
 _ARRAY, _POINTER = type(ctypes.c_int * 1), type(ctypes.POINTER(ctypes.c_int))
 _RECORDS = (type(ctypes.Structure), type(ctypes.Union))
-_CALLABLE: type = ctypes.CFUNCTYPE(None).__mro__[1]
+_CALLABLE: Any = ctypes.CFUNCTYPE(None).__mro__[1]
 _FUNCTION = type(_CALLABLE)
 
 

@@ -235,3 +235,22 @@ def temporary_directory(cls: Any, state: dict[str, Any], entries: Any) -> Any:
 def temporary_file(file: Any, name: Any, options: dict[str, Any]) -> Any:
     """A temporary file with a name."""
     return tempfile._TemporaryFileWrapper(file, name, **options)
+
+
+def descriptor(number: int, path: str, rights: int, position: int, size: int) -> int:
+    """A descriptor under its old number; raises when that is taken here."""
+    try:
+        os.fstat(number)
+    except OSError:
+        pass
+    else:
+        raise OSError(f"descriptor {number} is another file here: open it again")
+    made = os.open(path, rights)
+    if os.fstat(made).st_size < size:
+        os.close(made)
+        raise OSError(f"{path} is shorter than it was")
+    os.lseek(made, position, os.SEEK_SET)
+    if made != number:
+        os.dup2(made, number)
+        os.close(made)
+    return number
