@@ -93,8 +93,14 @@ class JobController:
 
     async def _observe(self, stored: Stored[Job], snapshot: planning.Snapshot) -> bool:
         """Fold what the present run has made durable into the job; True if it changed."""
-        job = stored.value
-        run = None if job.ended else planning.run_of(snapshot.active, job)
+        job, active = stored.value, snapshot.active
+        if job.state is JobState.ACCEPTED and active is not None:
+            why = active.claim.message  # why no host is had
+            if why != job.message:
+                await self._save(stored, msgspec.structs.replace(job, message=why))
+                return True
+            return False
+        run = None if job.ended else planning.run_of(active, job)
         if run is None or run.job is None:
             return False
         new = machine.noted(job, run.job)

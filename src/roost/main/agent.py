@@ -109,14 +109,6 @@ class HostAgent:
             on_change=self._beat,
         )
         captures = Captures(checkpoints, memory, self._emit, self._on_durable)
-        jobs = RunTools(
-            driver=ProcessDriver(own / "runs", clock=clock),
-            blobs=self.blobs,
-            clock=clock,
-            beat=self._beat,
-            runner_argv=(sys.executable, "-m", "roost.main.runner"),
-            environment=places.environment,
-        )
         self.agent = Agent(
             host_id,
             places=places,
@@ -131,7 +123,7 @@ class HostAgent:
             captures=captures,
             memory=memory,
             services=Services(places, self.tasks, address=settings.address, home=settings.home),
-            jobs=JobHost(Path(places.instance, "jobs"), jobs),
+            jobs=self._jobs(clock),
             notices=notice_source(settings.provider, settings.metadata, clock=clock),
             clock=clock,
             emit=self._emit,
@@ -151,6 +143,18 @@ class HostAgent:
             report=self.agent.report,
             on_welcome=self._on_welcome,
         )
+
+    def _jobs(self, clock: SystemClock) -> JobHost:
+        places = self._settings.places
+        tools = RunTools(
+            driver=ProcessDriver(Path(places.instance, "agent", "runs"), clock=clock),
+            blobs=self.blobs,
+            clock=clock,
+            beat=self._beat,
+            runner_argv=(sys.executable, "-m", "roost.main.runner"),
+            environment=places.environment,
+        )
+        return JobHost(Path(places.instance, "jobs"), tools)
 
     async def run(self) -> int:
         """Until SIGTERM (keepers and kernels run on) or until control refuses this host for good."""

@@ -112,25 +112,28 @@ class Control:
             SessionRoutes(self.gateway, state, self.owner_token),
             SessionServers(state, self.endpoints["public_url"]),
         )
-        self.jobs = JobService(
-            self.store,
-            self.clock,
-            self.ids,
-            LocalBlobs(state.blobs),
-            lambda key: self.running.wake(key),
-        )
-        self.job_loop = JobController(
-            self.jobs, self.fleet, self.store, self.clock, self.ids, LinkedJobs(self.links)
-        )
+        self._wire_jobs()
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(
             self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
         )
+        self._asides: set[asyncio.Task[None]] = set()
+
+    def _wire_jobs(self) -> None:
+        self.jobs = JobService(
+            self.store,
+            self.clock,
+            self.ids,
+            LocalBlobs(self.state.blobs),
+            lambda key: self.running.wake(key),
+        )
+        self.job_loop = JobController(
+            self.jobs, self.fleet, self.store, self.clock, self.ids, LinkedJobs(self.links)
+        )
         self.running = KeyedQueue(
             self.job_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
         )
-        self._asides: set[asyncio.Task[None]] = set()
 
     # --- plugs ---------------------------------------------------------------------------------
 

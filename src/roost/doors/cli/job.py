@@ -13,7 +13,7 @@ from roost.client.jobs import fetch as fetch_files
 from roost.client.jobs import submit
 from roost.client.model import JobView, StartJob
 from roost.doors.cli import render
-from roost.doors.cli.context import emit, errors, installation, out, progress
+from roost.doors.cli.context import emit, err, errors, installation, out, progress
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Gone, Invalid, Retry
 
@@ -75,9 +75,9 @@ def run(
         with progress(f"sending {path.parent.name}", quiet=json):
             view, folder = submit(client, path.parent, body)
         for left in folder.left_out[:20]:
-            out.print(f"[yellow]{left.path} was not sent: {left.reason}[/]")
+            err.print(f"[yellow]{left.path} was not sent: {left.reason}[/]")
         if follow:
-            view = show_output(client, view.id)
+            view = show_output(client, view.id, quiet=json)
         if json:
             emit(view)
         elif not follow:
@@ -131,9 +131,11 @@ def output_of(client: RoostClient, job_id: str, *, follow: bool) -> Iterator[byt
         time.sleep(FOLLOW_S)
 
 
-def show_output(client: RoostClient, job_id: str) -> JobView:
+def show_output(client: RoostClient, job_id: str, *, quiet: bool) -> JobView:
     """Write the output as it comes; returns the job once it has ended."""
     for content in output_of(client, job_id, follow=True):
+        if quiet:
+            continue
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     return client.job(job_id)
