@@ -270,3 +270,18 @@ def test_what_became_of_the_cells_is_reported(moves: Moves) -> None:
     assert "goes on" in report["cell 4"]
     assert "error of its own" in report["cell 5"]
     assert report["cell 6"].startswith("refused: not run")
+
+
+def test_a_cell_that_asks_is_not_asked_again_by_nobody(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    kernel.run("t = []")
+    kernel.client.execute("t.append(1); x = input('?'); t.append(x)", allow_stdin=True)
+    assert kernel.client.get_stdin_msg(timeout=LIMIT_S)["content"]["prompt"] == "?"
+    assert moves.notice(1.0)["mode"] == "rerun"
+    kernel.kill()
+    moves.kernels.remove(kernel)
+    kernel = moves.kernel()
+    kernel.run(f"%roost restore {moves.store}")
+    assert kernel.run("print(t)") == "[]\n"
+    assert "asks for input" in moves.report()["cell 4"]

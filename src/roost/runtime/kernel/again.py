@@ -6,6 +6,7 @@ for it than the journal beside the captures.
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,9 @@ def entries(facts: Facts, manifest: Manifest) -> list[Entry]:
         else:
             found.append(Entry(name, KEPT, "waited for its turn"))
     return found
+
+
+_ASKS = re.compile(r"\b(input|getpass|raw_input)\s*\(")
 
 
 class Again:
@@ -113,13 +117,18 @@ class Again:
             while self._todo:
                 request, rest = self._todo.popleft()
                 count = int(self._kernel.shell.execution_count)
+                if not rest and _ASKS.search(str(request.message["content"].get("code", ""))):
+                    why = "not run: it asks for input, and who would answer is not here"
+                    self.report.append(Entry(f"cell {count}", REFUSED, why, "run it again"))
+                    self._abort(count + 1)
+                    continue
                 await self._one(request, rest)
                 if not self._ok():
                     self.report.append(
                         Entry(f"cell {count}", KEPT, "ended with an error of its own")
                     )
                 if not self._ok() and request.message["content"].get("stop_on_error", True):
-                    self._abort()
+                    self._abort(int(self._kernel.shell.execution_count))
         finally:
             self._running = False
             self.rest = ""
@@ -132,7 +141,9 @@ class Again:
             "msg_id": request.message_id, "msg_type": "execute_request",
         }  # fmt: skip
         # What the client has sent to this kernel itself is not thrown away for a cell of the former one.
-        message["content"] = {**message["content"], "stop_on_error": False}
+        message["content"] = {
+            **message["content"], "stop_on_error": False, "allow_stdin": False,
+        }  # fmt: skip
         identity = [bytes.fromhex(part) for part in request.message.get("identity", ())]
         self.rest = rest
         self._transformer.instead = tree_of(rest)
@@ -151,9 +162,8 @@ class Again:
             return self._kernel.shell_stream
         return thread.manager.get_subshell_to_shell_channel_socket(None)
 
-    def _abort(self) -> None:
+    def _abort(self, first: int) -> None:
         """As a kernel does after an error: what waits behind it is not run."""
-        first = int(self._kernel.shell.execution_count)
         self.report += [
             Entry(f"cell {place}", REFUSED, "not run: a cell before it failed", "run it again")
             for place, _ in enumerate(self._todo, first)
