@@ -137,7 +137,16 @@ class Descriptor:
 
 
 def _descriptors() -> frozenset[int]:
-    return frozenset(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    found = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+    # The descriptor of the listing itself is gone by now.
+    return frozenset(number for number in found if _mode(number))
+
+
+def _mode(number: int) -> int:
+    try:
+        return os.fstat(number).st_mode
+    except OSError:
+        return 0
 
 
 def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
@@ -177,10 +186,7 @@ def _numbers(space: dict[str, Any], new: frozenset[int]) -> list[tuple[str, int]
 
 
 def _a_file(number: int) -> bool:
-    try:
-        mode = os.fstat(number).st_mode
-    except OSError:
-        return False
+    mode = _mode(number)
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
