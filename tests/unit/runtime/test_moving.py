@@ -285,3 +285,19 @@ def test_a_cell_that_asks_is_not_asked_again_by_nobody(moves: Moves) -> None:
     kernel.run(f"%roost restore {moves.store}")
     assert kernel.run("print(t)") == "[]\n"
     assert "asks for input" in moves.report()["cell 4"]
+
+
+def test_what_was_aborted_is_not_run_elsewhere(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    kernel.run("t = []; import time")
+    kernel.send("time.sleep(0.5); t.append(1); 1 / 0")
+    last = kernel.send("t.append('aborted')")
+    while kernel.client.get_shell_msg(timeout=LIMIT_S)["parent_header"].get("msg_id") != last:
+        pass
+    moves.notice()
+    kernel.kill()
+    moves.kernels.remove(kernel)
+    kernel = moves.kernel()
+    kernel.run(f"%roost restore {moves.store}")
+    assert kernel.run("print(t)") == "[1]\n"

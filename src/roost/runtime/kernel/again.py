@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from roost.runtime.kernel.format import KEPT, REBUILT, REFUSED, Entry, Manifest
-from roost.runtime.kernel.journal import Facts, Message, Request, own
+from roost.runtime.kernel.journal import Facts, Journal, Message, Request, own
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Transformer, tree_of
 
@@ -28,16 +28,17 @@ def entries(facts: Facts, manifest: Manifest) -> list[Entry]:
         elif request.rest and not request.at_s:
             found.append(Entry(name, KEPT, "goes on in its loop where it was taken over"))
         elif request.rest:
-            found.append(Entry(name, REBUILT, "run again from where it was taken over"))
+            found.append(Entry(name, REBUILT, "run again from where it was taken over", _TWICE))
         elif request.ended:
-            found.append(Entry(name, REBUILT, "run again: it ended after the last capture"))
+            found.append(Entry(name, REBUILT, "run again: it ended after the last capture", _TWICE))
         elif request.begun:
-            found.append(Entry(name, REBUILT, "run again from the state before it"))
+            found.append(Entry(name, REBUILT, "run again from the state before it", _TWICE))
         else:
             found.append(Entry(name, KEPT, "waited for its turn"))
     return found
 
 
+_TWICE = "what it did outside this kernel and its files, it does twice"
 _ASKS = re.compile(r"\b(input|getpass|raw_input)\s*\(")
 
 
@@ -171,8 +172,11 @@ class Again:
         self._todo.clear()
 
 
-def listen(kernel: Any, arrived: Callable[[Message], None]) -> bool:
-    """Hear of execute requests as they arrive, also while a cell runs. Needs ipykernel 7's shell thread."""
+def listen(kernel: Any, journal: Callable[[], Journal | None]) -> bool:
+    """Note execute requests as they arrive, also while a cell runs, and those the kernel throws away.
+
+    Needs ipykernel 7's shell thread.
+    """
     thread = getattr(kernel, "shell_channel_thread", None)
     stream = getattr(kernel, "shell_stream", None)
     if thread is None or stream is None or not hasattr(kernel, "shell_channel_thread_main"):
@@ -181,10 +185,20 @@ def listen(kernel: Any, arrived: Callable[[Message], None]) -> bool:
     async def heard(frames: Any) -> None:
         with contextlib.suppress(Exception):  # never in the way of the request itself
             found = message_of(kernel.session, frames)
-            if found is not None:
-                arrived(found)
+            noted = journal()
+            if found is not None and noted is not None:
+                noted.arrived(found)
         await kernel.shell_channel_thread_main(frames)
 
+    abort = kernel._send_abort_reply
+
+    def aborts(stream: Any, message: Message, identity: Any) -> None:
+        noted = journal()
+        if noted is not None:
+            noted.aborted(str(message["header"]["msg_id"]))
+        abort(stream, message, identity)
+
+    kernel._send_abort_reply = aborts
     thread.io_loop.add_callback(lambda: stream.on_recv(heard, copy=False))
     return True
 

@@ -133,12 +133,8 @@ class Engine(Captures):
         self._arm()
 
     def _listen(self) -> None:
-        def arrived(message: journal.Message) -> None:
-            if self.mover is not None:
-                self.mover.journal.arrived(message)
-
         if not self._listens:
-            self._listens = listen(self.kernel, arrived)
+            self._listens = listen(self.kernel, lambda: self.mover.journal if self.mover else None)
 
     def newest(self, directory: Path) -> int:
         """Number of the capture to restore from a directory: none of this kernel's own; 0: none."""

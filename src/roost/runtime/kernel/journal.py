@@ -58,7 +58,12 @@ class Facts:
     def open_after(self, finished: Iterable[str], number: int) -> list[Request]:
         """Requests whose effects capture ``number`` does not contain, in order."""
         done = set(finished)
-        found = [r for r in self.requests.values() if r.message_id not in done]
+        found: list[Request] = []
+        for request in self.requests.values():
+            if request.message_id in done:
+                found = []  # they run in order: what came before it has run too, or never will
+            else:
+                found.append(request)
         for request in found:
             if request.number not in (-1, number):
                 request.number = -1
@@ -126,6 +131,12 @@ class Journal:
         """The machine stayed: the paused cell goes on in this kernel."""
         with self._lock:
             self._add({"went_on": message_id, "at_s": time.time()})
+
+    def aborted(self, message_id: str) -> None:
+        """A request is not run: a cell before it failed."""
+        with self._lock:
+            if message_id in self._known:
+                self._add({"aborted": message_id})
 
     def undone(self) -> None:
         """An earlier moment was taken up again: what has run since is not to be run again anywhere."""
@@ -228,6 +239,8 @@ def _learn(facts: Facts, fact: dict[str, Any]) -> None:
         request = facts.requests[fact["paused"]]
         request.number, request.tail = int(fact["number"]), str(fact["tail"])
         request.paused_files, request.went_on_s = int(fact.get("files", -1)), 0.0
+    elif "aborted" in fact:
+        facts.requests.pop(fact["aborted"], None)
     elif "undone" in fact:
         waiting = {n: r for n, r in facts.requests.items() if not r.begun}
         facts.requests.clear()
