@@ -233,7 +233,7 @@ class Reader:
     """Reads verified bytes back. Raises ``DamagedChunk`` and ``OSError``."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._checks: dict[str, Future[bool]] = {}
 
@@ -252,7 +252,7 @@ class Reader:
         return known
 
     def _sound(self, digest: str) -> bool:
-        with chunk_path(self._directory, digest).open("rb", buffering=0) as file:
+        with chunk_path(self.directory, digest).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 return False
@@ -277,7 +277,7 @@ class Reader:
     def _chunk(self, digest: str) -> bytes:
         found = self._recent.get(digest)
         if found is None:
-            found = chunk_path(self._directory, digest).read_bytes()
+            found = chunk_path(self.directory, digest).read_bytes()
             if digest_of(found) != digest:
                 raise DamagedChunk(f"chunk {digest[:12]} is damaged")
             self._recent[digest] = found
@@ -300,7 +300,7 @@ class Reader:
         return mapping
 
     def _map_chunk(self, address: int, extent: Extent) -> None:
-        handle = os.open(chunk_path(self._directory, extent.chunk), os.O_RDONLY)
+        handle = os.open(chunk_path(self.directory, extent.chunk), os.O_RDONLY)
         try:
             # Beyond the end of a file there is nothing to map: touching it would kill the process.
             if os.fstat(handle).st_size < extent.offset + extent.size:

@@ -29,10 +29,13 @@ from roost.runtime.kernel.format import (
     Group,
     Manifest,
     Rebuild,
+    manifest_numbers,
+    manifest_path,
     read,
 )
 from roost.runtime.kernel.process import libraries
 
+DAMAGED = "stored bytes are damaged"
 _RESULT = re.compile(r"Out\[(\d+)\]")
 
 
@@ -191,8 +194,33 @@ class _Restore:
                 break
             waiting = failed
         for group in waiting:
+            if faults[group.names].startswith(DAMAGED) and self._older(group):
+                continue
             advice = "run the cells that make it again"
             self._report += [Entry(n, REFUSED, faults[group.names], advice) for n in group.names]
+
+    def _older(self, group: Group) -> bool:
+        """Open the newest older state of a group whose stored bytes are damaged; the report says so."""
+        directory = self._reader.directory
+        tried = [group]
+        for number in reversed(manifest_numbers(directory)):
+            if number >= self._manifest.number:
+                continue
+            try:
+                groups = read(manifest_path(directory, number)).groups
+            except (OSError, FormatError):  # damaged too
+                continue
+            former = next((g for g in groups if g.names == group.names and g not in tried), None)
+            if former is None:
+                continue
+            tried.append(former)
+            told = len(self._report)
+            if not self._open(former):
+                reason = f"as it was in checkpoint {number}: its newer stored bytes are damaged"
+                advice = "run the cells since then that change it again"
+                self._report[told:] = [Entry(n, REBUILT, reason, advice) for n in group.names]
+                return True
+        return False
 
     def _open(self, group: Group) -> str:
         try:
@@ -309,4 +337,4 @@ def _reason(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"[:300]
     except Exception:  # a user's exception may fail to print itself
         text = type(error).__name__
-    return f"stored bytes are damaged: {error}" if isinstance(error, DamagedChunk) else text
+    return f"{DAMAGED}: {error}" if isinstance(error, DamagedChunk) else text
