@@ -126,17 +126,17 @@ def test_the_commands_tell_how_it_went(cluster: Cluster) -> None:
 
 
 def test_exit_codes_retries_and_stopping(cluster: Cluster, tmp_path: Path) -> None:
-    failing = project(tmp_path / "failing", "import sys; print('no'); sys.exit(3)")
-    body = ASK
-    view, _ = submit(cluster.client, failing, body)
     stuck, _ = submit(
         cluster.client,
         project(tmp_path / "stuck", "import time\nprint('here', flush=True)\ntime.sleep(600)"),
-        body,
+        ASK,
     )
-    failed = ended(cluster, view.id)
-    assert (failed.state, failed.exit_code) == ("failed", 3)
-    assert cluster.client.job_output(view.id, 0) == b"no\n"
+    failing = project(tmp_path / "failing", "import sys; print('no'); sys.exit(3)")
+    options = ["--memory", "4", "--image", "minimal", "--retries", "1", "--follow"]
+    done = cluster.roost("job", "run", *options, str(failing / "train.py"), check=False)
+    assert (done.returncode, done.stdout) == (3, "no\nno\n")
+    failed = cluster.client.job("train")
+    assert (failed.state, failed.exit_code, failed.failures) == ("failed", 3, 1)
 
     eventually(lambda: cluster.client.job_output(stuck.id, 0), "its output", 120)
     stopped = cluster.json("job", "stop", stuck.id)
