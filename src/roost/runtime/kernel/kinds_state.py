@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from roost.runtime.kernel import rebuild_state
-from roost.runtime.kernel.naming import HEAP_TYPE, dict_of, flags_of, foreign, module_of, mro_of
+from roost.runtime.kernel.naming import (
+    HEAP_TYPE,
+    IN_C,
+    dict_of,
+    flags_of,
+    foreign,
+    module_of,
+    mro_of,
+)
 from roost.runtime.kernel.refusal import Handler, Refusal, Storing
 
 _COUNT = re.compile(r"count\((\d+)")
@@ -87,8 +95,6 @@ def reduce_magics(_pickler: Storing, value: Any) -> Any:
 _KERNEL_SIDE = frozenset(
     {"shell", "parent", "config", "magics", "options_table", "registered", "log"}
 )
-IN_C = frozenset({"decimal_context"})
-"""Context variables that no module of Python holds."""
 
 
 def reduce_local(_pickler: Storing, value: Any) -> Any:

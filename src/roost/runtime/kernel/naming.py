@@ -24,6 +24,9 @@ HOMES: dict[int, str] = {}
 PATCHED: set[tuple[str, str]] = set()
 """Globals of libraries that hold something of the notebook: no name for it in another process."""
 
+IN_C = frozenset({"decimal_context", "parent_header", "shell_parent", "shell_parent_ident", "shell_id"})
+"""Names of context variables of the kernel that no module holds as a global."""
+
 HEAP_TYPE = 1 << 9
 EXCEPTION = 1 << 30
 CLASS = 1 << 31
@@ -103,6 +106,8 @@ def importable_class(kind: type) -> bool:
 
 def importable_function(function: types.FunctionType) -> bool:
     """Whether a function is found by its name in another process."""
+    if function.__globals__ is sys.modules["__main__"].__dict__:
+        return False  # ``functools.wraps`` may have given it the name of a library's
     return importable(function.__module__, function.__qualname__, function)
 
 
@@ -138,8 +143,14 @@ def foreign(value: Any) -> bool:
     cls = value if flags_of(kind) & CLASS else kind
     if not flags_of(cls) & HEAP_TYPE:
         return False
-    home = module_of(cls)
-    return home == "__main__" or home in BY_VALUE
+    return ours(module_of(cls))
+
+
+def ours(module: str) -> bool:
+    """Whether a module of this name is the notebook, or stored by value."""
+    if module == "__main__" or module in BY_VALUE:
+        return True
+    return any(key.startswith(f"{module}#") for key in BY_VALUE if "#" in key)
 
 
 def is_module(value: object) -> bool:

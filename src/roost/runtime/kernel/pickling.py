@@ -44,6 +44,7 @@ from roost.runtime.kernel.naming import (
     Singletons,
     dict_of,
     flags_of,
+    foreign,
     globals_of,
     importable_class,
     importable_function,
@@ -104,11 +105,16 @@ class Surroundings:
 
     def __post_init__(self) -> None:
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
-        self.table = {**copyreg.dispatch_table, **cloud.Pickler._dispatch_table}
+        self.table = {**_copyreg(), **cloud.Pickler._dispatch_table}
         self.bases = {
             id(kind): handler
             for kind, handler in {**bases(), **state_bases(), **tasks.BASES}.items()
         }
+
+
+def _copyreg() -> dict[type, Any]:
+    """What libraries registered; what the notebook did for its own classes may change the copy."""
+    return {kind: way for kind, way in copyreg.dispatch_table.items() if not foreign(kind)}
 
 
 class _Memory:

@@ -22,6 +22,7 @@ from roost.runtime.kernel.naming import (
     EXCEPTION,
     HEAP_TYPE,
     HOMES,
+    IN_C,
     Singletons,
     flags_of,
     globals_of,
@@ -152,6 +153,8 @@ class Walker:
             return None if self._known(value) else gc.get_referents(value)
         if id(kind) in _WEAK:
             return _weakly_held(value, kind)
+        if kind is contextvars.Context:
+            return [one for pair in value.items() for one in pair if pair[0].name not in IN_C]
         if any(base is logging.Logger for base in mro_of(kind)):
             return [value.handlers, value.filters]  # its manager knows every other logger
         if id(kind) in self._opaque or self._singletons.where(value) is not None:

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from roost.runtime.kernel import rebuild_state
+from roost.runtime.kernel.naming import ours
+
 _root = "."
 
 
@@ -54,7 +57,7 @@ def make_function(
     if where is None:
         where = namespace()
     elif isinstance(where, str):
-        where = importlib.import_module(where).__dict__
+        where = rebuild_state.module(where).__dict__
     return types.FunctionType(code, where, name, None, closure)
 
 
@@ -83,7 +86,7 @@ def make_class(
 ) -> type:
     """An empty class. ``builder`` is the metaclass's newest importable ancestor: a metaclass and an
     ``__init_subclass__`` of the notebook have had their effects already and do not run again."""
-    quiet = [base for base in bases if base.__module__ == "__main__"]
+    quiet = [base for base in bases if ours(base.__module__)]
     kept = [(base, base.__dict__.get("__init_subclass__")) for base in quiet]
     for base in quiet:
         type.__setattr__(base, "__init_subclass__", classmethod(_no_effect))

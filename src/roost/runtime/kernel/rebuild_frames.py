@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import functools
 import gc
-import importlib
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from roost.runtime.kernel import rebuild_state
 
 State = tuple[list[Any], tuple[int, ...], int, int, int, Any, bool]
 """Values of the slots, indexes of the empty ones, height of the stack, offset in the code, state of the
@@ -167,7 +168,7 @@ def made(
     if where is None:
         space = sys.modules["__main__"].__dict__
     else:
-        space = importlib.import_module(where).__dict__ if isinstance(where, str) else where
+        space = rebuild_state.module(where).__dict__ if isinstance(where, str) else where
     cells = tuple(types.CellType() for _ in code.co_freevars) if closure is None else closure
     function = types.FunctionType(code, space, name, None, cells or None)
     named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

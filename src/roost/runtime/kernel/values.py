@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 from roost.runtime.kernel import rebuild, rebuild_values
-from roost.runtime.kernel.naming import HEAP_TYPE, flags_of, mro_of
+from roost.runtime.kernel.naming import HEAP_TYPE, flags_of, mro_of, ours
 from roost.runtime.kernel.refusal import Handler, Storing
 
 _LINK = "_lru_list_elem"
@@ -23,7 +23,7 @@ HITS = 2_000_000
 
 def reduce_cached(pickler: Storing, value: Any) -> Any:
     """A function under ``lru_cache``, with what it has cached."""
-    if value.__module__ != "__main__" and value.__module__ in sys.modules:
+    if not ours(value.__module__) and value.__module__ in sys.modules:
         return NotImplemented
     options = value.cache_parameters()
     inner, attributes = value.__wrapped__, dict(value.__dict__)

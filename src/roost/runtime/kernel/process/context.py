@@ -5,8 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from roost.runtime.kernel.kinds_state import IN_C
-from roost.runtime.kernel.naming import BY_VALUE, globals_of, is_module
+from roost.runtime.kernel.naming import BY_VALUE, IN_C, globals_of, is_module
 from roost.runtime.kernel.process.base import Baseline
 
 

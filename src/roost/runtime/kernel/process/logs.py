@@ -35,7 +35,8 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
     """Every logger that is set up differently than before."""
     known = base.noted["logs"]["loggers"]
     for name, logger in _loggers():
-        plain = not logger.handlers and not logger.filters and name not in known
+        bare = not logger.handlers and not logger.filters and name not in known
+        plain = bare and type(logger) is logging.Logger
         if plain and (logger.level, logger.disabled, logger.propagate) == _DEFAULT:
             continue
         row = _row(logger)
