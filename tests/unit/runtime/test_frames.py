@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 SOURCE = Path(__file__).parents[3] / "src"
-TRIALS = ("frames_trials.py", "iterators_trials.py")
+TRIALS = ("frames_trials.py", "iterators_trials.py", "tasks_trials.py")
 
 
 @pytest.mark.parametrize("trials", TRIALS)

@@ -58,8 +58,8 @@ def task(kind: type, coroutine: Any) -> Any:
 
 def set_future(made: Any, state: dict[str, Any]) -> None:
     """Second half of ``future`` and ``task``."""
-    if state["own"]:
-        made.__dict__.update(state["own"])
+    for name, value in state["own"].items():
+        setattr(made, name, value)
     if "name" in state:
         made.set_name(state["name"])
     known = _tasks.pop(id(made), None)

@@ -81,8 +81,14 @@ def _state(value: Any) -> dict[str, Any]:
         "logs": bool(value._log_traceback),
         "blocking": bool(value._asyncio_future_blocking),
         "callbacks": [] if outcome else list(_callbacks(value)),
-        "own": dict(getattr(value, "__dict__", None) or {}),
+        "own": _own(value, outcome[1] if outcome else None),
     }
+
+
+def _own(value: Any, outcome: Any) -> dict[str, Any]:
+    """Attributes of its own: futures in C have them, and no ``__dict__``."""
+    found = [one for one in gc.get_referents(value) if type(one) is dict and one is not outcome]
+    return dict(found[-1]) if found else {}
 
 
 def _callbacks(value: Any) -> Iterator[Any]:
