@@ -29,6 +29,8 @@ TOTAL_BYTES = 512 << 20
 QUICK_S = 0.02
 QUICK_BYTES = 4 << 20
 """What a beginning cell waits for at most when cells follow each other."""
+BUSY = 10
+"""On a busy machine, so many times that of the clock."""
 PAUSE_S = 0.05
 """After a cell, before its files are looked at: another cell may come."""
 FRESH_NS = 20_000_000
@@ -104,7 +106,7 @@ class Workfiles:
         self._stop.set()
         with self._lock:
             if not self._current:
-                self._look(QUICK_S, QUICK_BYTES)
+                self._look(BUSY * QUICK_S, QUICK_BYTES, cpu_s=QUICK_S)
             number = self._last.number if self._current and self._last else -1
             self._held = number
             self._current = False
@@ -145,13 +147,18 @@ class Workfiles:
                     self._collect()
 
     def _look(
-        self, seconds: float, limit: int, stopped: Callable[[], bool] = lambda: False
+        self,
+        seconds: float,
+        limit: int,
+        stopped: Callable[[], bool] = lambda: False,
+        cpu_s: float = float("inf"),
     ) -> None:
         """Bring the index up to date; whether that worked is in ``_current``."""
-        until = time.monotonic() + seconds
+        until, until_cpu = time.monotonic() + seconds, time.thread_time() + cpu_s
 
         def check() -> None:
-            if stopped() or time.monotonic() > until:
+            # On a busy machine the same work takes longer: without an index files cannot be put back.
+            if stopped() or time.monotonic() > until or time.thread_time() > until_cpu:
                 raise Stopped
 
         try:
