@@ -154,15 +154,14 @@ async def trial_async_for_and_retry() -> None:
 
 
 async def trial_timers() -> None:
-    hits: list[int] = []
+    fired, never = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    late, off = loop.call_later(0.05, hits.append, 1), loop.call_later(50, hits.append, 2)
+    late, off = loop.call_later(0.05, fired.set), loop.call_later(0.01, never.set)
     off.cancel()
-    late, off, again = moved((late, off, hits))
+    late, off, fired, never = moved((late, off, fired, never))
     begun = time.monotonic()
-    while not again and time.monotonic() < begun + 5:
-        await asyncio.sleep(0.005)
-    assert again == [1] and off.cancelled() and time.monotonic() - begun > 0.02
+    await asyncio.wait_for(fired.wait(), 5)
+    assert off.cancelled() and not never.is_set() and time.monotonic() - begun > 0.02
 
 
 async def trial_refusals() -> None:
