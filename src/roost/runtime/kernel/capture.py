@@ -503,10 +503,8 @@ def _without(
 
 
 def _begun(value: Any) -> bool:
-    """A generator that has moved cannot be had by making it again."""
-    return type(value) is types.GeneratorType and (
-        inspect.getgeneratorstate(value) != inspect.GEN_CREATED
-    )
+    """What has moved on since it was made cannot be had by making it again."""
+    return frames.begun(value) or tasks.is_future(value)
 
 
 class _Hush(io.TextIOBase):
