@@ -6,7 +6,6 @@ waiting. Writes nothing to disk and changes nothing in the namespace.
 
 import builtins
 import contextlib
-import inspect
 import io
 import json
 import re

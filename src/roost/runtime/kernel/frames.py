@@ -120,6 +120,18 @@ def _read(value: Any, known: Layout, now: int) -> Frame | None:
     return Frame(code, function, (values, empty, top, offset, now, handled, closed))
 
 
+def begun(value: Any) -> bool:
+    """Whether it is a generator (coroutine, async generator) that has moved or may have."""
+    kind = type(value)
+    if id(kind) not in IDS:
+        return type.__getattribute__(kind, "__name__") == "generator"  # compiled: it does not tell
+    try:
+        known = rebuild.layout()
+    except Unknown:
+        return True
+    return rebuild.byte_at(value, known.state) != known.created
+
+
 def referents(value: Any) -> tuple[list[Any], types.CodeType, dict[str, Any] | None]:
     """What its slots hold, its code, and its globals; nothing once it has finished.
 
@@ -199,8 +211,8 @@ def culprit(value: Any, fails: Callable[[Any], BaseException | None]) -> BaseExc
                 continue
             reason = fault.reason if isinstance(fault, Refusal) else _text(fault)
             of = f"{WORDS[type(value)]} {frame.code.co_name!r}{way}"
-            local = name if name.startswith("what ") else f"local {name!r}"
-            return Refusal(f"{of} whose {local} is or holds {reason}", ADVICE)
+            local = name if name.startswith("what ") else f"its local {name!r}"
+            return Refusal(f"{of}; {local} is or holds {reason}", ADVICE)
         if frame.inner is None:
             return None
         value, way = frame.inner, " that it waits for"

@@ -105,6 +105,11 @@ def _callbacks(value: Any) -> Iterator[Any]:
         yield callback
 
 
+def is_future(value: Any) -> bool:
+    """Whether it is a future or a task."""
+    return any(base is asyncio.Future for base in mro_of(type(value)))
+
+
 def _is_task(value: Any) -> bool:
     return any(base is asyncio.Task for base in mro_of(type(value)))
 
