@@ -241,9 +241,18 @@ def compare(
         if was != now:
             made.differences.append(Difference(place, book.cells[place][:200], was, now))
     if made.differences:
-        said = any(": refused:" in line for line in made.report)
-        made.verdict = "refused" if said else "wrong"
+        made.verdict = "refused" if _said(made) else "wrong"
     return made
+
+
+def _said(outcome: Outcome) -> bool:
+    """Whether the report names what a differing cell asks for: a variable of it, or its kind of state."""
+    code = " ".join(difference.code for difference in outcome.differences)
+    for line in outcome.report:
+        name, _, rest = line.partition(": ")[2].partition(": refused:")
+        if rest and (name in code or name.startswith(("process: log", "figure", "output", "Out["))):
+            return True
+    return False
 
 
 def judge(book: Book, folder: Path, every: int, *, chain: bool) -> Iterator[Outcome]:
