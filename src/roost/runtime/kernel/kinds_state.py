@@ -13,7 +13,6 @@ from typing import Any
 from roost.runtime.kernel import rebuild_state
 from roost.runtime.kernel.naming import (
     HEAP_TYPE,
-    IN_C,
     dict_of,
     flags_of,
     foreign,
@@ -74,12 +73,9 @@ def reduce_context_variable(_pickler: Storing, value: contextvars.ContextVar[Any
     return rebuild_state.context_variable, (value.name, tuple(below[1:2]))
 
 
-def reduce_context(pickler: Any, value: contextvars.Context) -> Any:
-    """A context: the values of the notebook's own variables."""
-    # Those of libraries (IPython's own request, decimal's context) are this kernel's.
-    where = pickler.around.singletons.where
-    own = [(k, v) for k, v in value.items() if where(k) is None and k.name not in IN_C]
-    return rebuild_state.context, (own,)
+def reduce_context(_pickler: Storing, _value: contextvars.Context) -> Any:
+    """A copied context also holds the kernel's own variables, which cannot be had elsewhere."""
+    raise Refusal("a copied context", "copy the context again after a move")
 
 
 def reduce_magics(_pickler: Storing, value: Any) -> Any:

@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterable
 from typing import Any
 
 MODULES: dict[str, types.ModuleType] = {}
@@ -27,14 +26,6 @@ def context_variable(name: str, defaults: tuple[Any, ...]) -> Any:
         if defaults
         else contextvars.ContextVar(name)
     )
-
-
-def context(values: Iterable[tuple[Any, Any]]) -> contextvars.Context:
-    """A context with these values over those of this kernel."""
-    made = contextvars.copy_context()
-    for variable, value in values:
-        made.run(variable.set, value)
-    return made
 
 
 def local(kind: Any) -> Any:

@@ -115,7 +115,7 @@ def set_backend(value: str, _base: Baseline, _shell: Any) -> None:
     importlib.import_module("matplotlib").use(value)
 
 
-def colormaps(_base: Baseline, _shell: Any) -> Any:
+def colormaps(base: Baseline, _shell: Any) -> Any:
     """Colormaps that the notebook registered."""
     library: Any = sys.modules.get("matplotlib")
     registry = globals_of(library).get("colormaps") if library is not None else None
@@ -123,10 +123,11 @@ def colormaps(_base: Baseline, _shell: Any) -> Any:
         return None
     others: Any = sys.modules.get("seaborn.cm")
     known = {name.removesuffix("_r") for name in globals_of(others)} if others is not None else ()
+    builtin = base.noted.setdefault("colormaps", frozenset(registry._builtin_cmaps))
     added = {
         name: colours
         for name, colours in registry._cmaps.items()
-        if name not in registry._builtin_cmaps and name.removesuffix("_r") not in known
+        if name not in builtin and name.removesuffix("_r") not in known
     }
     return added or None
 
