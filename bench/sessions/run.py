@@ -111,7 +111,8 @@ def judge(case: Case, folder: Path) -> Outcome:
     made = Outcome(case.name, "right", "", expected, found, refused, time.monotonic() - begun)
     if expected != found:
         said = any(
-            n in case.asked or n.startswith(("process", "figure", "output", "task", "timer")) for n in refused
+            n in case.asked or n.startswith(("process", "figure", "output", "task", "timer"))
+            for n in refused
         )
         made.verdict = "refused" if said else "wrong"
         made.detail = (
