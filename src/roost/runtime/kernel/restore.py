@@ -324,10 +324,14 @@ def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> Non
         setattr(manager, {"_i": "_i00", "_ii": "_i", "_iii": "_ii"}[name], code)
     for number, cell in numbered.items():
         shell.user_ns[f"_i{number}"] = cell.code
+    # Tracebacks call a function's file by the cell's number.
+    places = getattr(shell.compile, "_filename_map", None)
     for cell in cells:
         if cell.file:
             lines = [f"{line}\n" for line in cell.python.splitlines()]  # as IPython notes them
             linecache.cache[cell.file] = (len(cell.python), None, lines, cell.file)
+            if cell.count and type(places) is dict:
+                places[cell.file] = cell.count
     # Until IPython 9.8 the cell that asked for this raises the counter once more when it ends.
     shell.execution_count = count - 1 if in_cell and not raised else count
 
