@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from roost.runtime.kernel import asking, process, rebuild, tasks
-from roost.runtime.kernel.capture import INLINE_BYTES, Collector, Dear, Snapshot, drained
+from roost.runtime.kernel.capture import Collector, Dear, Snapshot, drained
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.children import QUICK_S, Children
 from roost.runtime.kernel.format import (
@@ -116,26 +116,33 @@ class Captures:
             self._settle(job)
         if self._job is not None or not (self._fresh or self._touched is None or self._touched):
             return
-        safe = self._children.safe(self._threads)
-        limit_s = None if self.running.saved else QUICK_S if safe else BEFORE_S
         job = Job(self._touched, explicit=False)
         self._touched = set()
         self._pace.looked()
+        # Whether a fork is safe costs a look at every thread: asked only where one is wanted.
+        for limit_s in (QUICK_S, BEFORE_S) if self._children.possible else (BEFORE_S,):
+            snapshot = self._look(job, None if self.running.saved else limit_s)
+            if snapshot is not None and snapshot.own_memory():
+                self._hand_over(snapshot, job)
+                return
+            job.snapshot = snapshot
+            if self._forked(job):
+                return
+            if snapshot is not None and snapshot.own_memory(BEFORE_BYTES):
+                job.snapshot = None
+                self._hand_over(snapshot, job)
+                return
+        job.snapshot = None
+        self._put_back(job)
+
+    def _look(self, job: Job, limit_s: float | None) -> Snapshot | None:
+        """What a job is about; None when that takes too long."""
+        if limit_s is not None and self.collector.cost_s(job.touched) > limit_s:
+            return None
         try:
-            if limit_s is not None and self.collector.cost_s(job.touched) > limit_s:
-                raise Dear
-            generator = self.collector.collect(job.touched, list(self._log), limit_s=limit_s)
-            snapshot = drained(generator)
+            return drained(self.collector.collect(job.touched, list(self._log), limit_s=limit_s))
         except Dear:
-            if not self._forked(job):
-                self._put_back(job)
-            return
-        if snapshot.own_memory(INLINE_BYTES if safe else BEFORE_BYTES):
-            self._hand_over(snapshot, job)
-            return
-        job.snapshot = snapshot
-        if not self._forked(job):
-            self._put_back(job)
+            return None
 
     def _capture_now(self, iterators: dict[int, Any]) -> Fields:
         """Capture at once on the main thread, also inside a cell; durable when it returns.
