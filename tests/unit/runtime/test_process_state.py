@@ -1,4 +1,4 @@
-"""State of the process that is no variable: each family moved once, and what it costs when nothing changed."""
+"""State of the process that is no variable: each family moved once, and its cost."""
 
 import pytest
 

@@ -261,6 +261,8 @@ class _Restore:
             space[name] = value
         elif not process.place_module(name, value):
             self._pieces[name] = value
+            if name == process.CONTEXT:  # a cell that is run again may copy the context
+                process.place(name, value, self._base, self._shell)
 
     def state(self) -> None:
         """Pieces of process state with objects, once all of these are there."""
