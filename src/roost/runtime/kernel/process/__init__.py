@@ -61,6 +61,7 @@ BEFORE: dict[str, tuple[Get, Set]] = {
     "limits": (system.limits, system.set_limits),
     "temporary files": (leftovers.files, leftovers.set_files),
     "modules": (modules.facts, modules.set_facts),
+    "module names": (modules.aliases, modules.set_aliases),
     "matplotlib backend": (libraries.backend, libraries.set_backend),
 }
 """Put back before anything is imported or opened."""
@@ -132,7 +133,7 @@ def prepare(
     base: common.Baseline, shell: Any, cells: Sequence[Any], names: set[str] | None
 ) -> None:
     """Before a look at the kernel: which modules are the user's, what was patched."""
-    modules.refresh(base, shell.user_ns)
+    modules.refresh(base, shell.user_ns, cells)
     patches.learn(base, cells, shell.user_ns, full=names is None)
 
 

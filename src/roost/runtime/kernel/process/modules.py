@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from roost.runtime.kernel import rebuild_state
@@ -41,20 +41,28 @@ def note(_shell: Any) -> dict[str, Any]:
     return {"odd": odd, "ids": (), "root": ""}
 
 
-def refresh(base: Baseline, namespace: dict[str, Any]) -> None:
+def refresh(base: Baseline, namespace: dict[str, Any], cells: Sequence[Any]) -> None:
     """Find the modules to store by value; cheap when no module came or went."""
     noted = base.noted["modules"]
     ids = tuple(map(id, sys.modules.values()))
     loose = [value for value in list(namespace.values()) if _unlisted(value)]
     if ids != noted["ids"] or base.root != noted["root"]:
         noted["ids"], noted["root"] = ids, base.root
+        noted["aliases"] = {
+            name: str(globals_of(module)["__name__"])
+            for name, module in list(sys.modules.items())
+            if is_module(module)
+            and globals_of(module).get("__name__") not in (name, "__main__")
+            and name not in base.modules
+            and any(f'"{name}"' in cell.code or f"'{name}'" in cell.code for cell in cells)
+        }
         noted["named"] = {
             name: module
             for name, module in list(sys.modules.items())
             if name not in ("__main__", "__mp_main__")
             and (
                 _local(name, module, base.root)
-                or (name not in noted["odd"] and _made_here(name, module))
+                or (name not in noted["odd"] and _told(name, cells) and _made_here(name, module))
             )
         }
     found = dict(noted["named"])
@@ -92,6 +100,11 @@ def _local(name: str, module: Any, root: str) -> bool:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100  (links are not to be followed)
+
+
+def _told(name: str, cells: Sequence[Any]) -> bool:
+    """Whether a cell names it: libraries make modules at run time too (Cython does)."""
+    return name in rebuild_state.MODULES or any(name in cell.code for cell in cells)
 
 
 def _made_here(name: str, module: Any) -> bool:
@@ -172,6 +185,17 @@ def set_facts(value: dict[str, dict[str, Any]], base: Baseline, _shell: Any) -> 
         rebuild_state.MODULES[key] = made
         BY_VALUE[key] = made
         HOMES[id(inside)] = key
+
+
+def aliases(base: Baseline, _shell: Any) -> Any:
+    """Second names that cells gave to modules in ``sys.modules``."""
+    return base.noted["modules"].get("aliases") or None
+
+
+def set_aliases(value: dict[str, str], _base: Baseline, _shell: Any) -> None:
+    """Give them."""
+    for name, module in value.items():
+        sys.modules[name] = rebuild_state.module(module)
 
 
 def widen(touched: set[str] | None, names: dict[str, str]) -> set[str] | None:
