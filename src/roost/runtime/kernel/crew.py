@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 MOST = 4
@@ -43,7 +44,7 @@ class Crew:
 
     def map(self, work: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
         """Do this for each item, all of them before it returns; raises the first error."""
-        done: list[Future[Any]] = [self.submit(lambda item=item: work(item)) for item in items]
+        done: list[Future[Any]] = [self.submit(partial(work, item)) for item in items]
         for one in done:
             one.exception()
         return [one.result() for one in done]
