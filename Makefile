@@ -32,7 +32,7 @@ demo: setup  ## The main job, end to end, on this machine (KEEP=1 keeps it up).
 	@$(BIN)/roost demo $(if $(KEEP),--keep)
 
 test: setup-dev lint types imports  ## Everything: checks, unit, contract, simulator, real processes, browser.
-	ROOST_TEST_PYTHONS=$$($(BIN)/python tools/kernels.py) $(BIN)/pytest
+	$(BIN)/pytest
 
 kernels: setup-dev  ## The session engine's tests on every Python that kernels run on (3.11, 3.12, 3.13).
 	ROOST_TEST_PYTHONS=$$($(BIN)/python tools/kernels.py) $(BIN)/pytest tests/unit/runtime

@@ -166,7 +166,7 @@ async def trial_timers() -> None:
 
 async def trial_refusals() -> None:
     async def threaded() -> None:
-        await asyncio.to_thread(time.sleep, 0.2)
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.2)
 
     async def current() -> None:
         await asyncio.sleep(0)

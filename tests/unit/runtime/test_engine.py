@@ -248,9 +248,7 @@ def test_user_objects_are_not_asked(bench) -> None:
 def test_the_extension_alone(bench) -> None:
     kernel = bench.kernel()
     where = bench.folder / "by hand"
-    kernel.run(
-        f"import os; os.chdir({str(bench.work)!r}); data = [1]; same = data"
-    )
+    kernel.run(f"import os; os.chdir({str(bench.work)!r}); data = [1]; same = data")
     kernel.run("import asyncio; g = asyncio.new_event_loop()")
     shown = kernel.run(f"%roost save {where}")
     assert "captured as number 1" in shown

@@ -89,7 +89,9 @@ def go_back(engine: Engine, directory: Path, number: int) -> list[str]:
     space = engine.shell.user_ns
     before = [name for name, _ in engine.collector.variables() if name in space]
     path = manifest_path(directory, number)
-    with contextlib.suppress(Exception):  # numbers of cells come again: a new part of the stored history
+    with contextlib.suppress(
+        Exception
+    ):  # numbers of cells come again: a new part of the stored history
         engine.shell.history_manager.writeout_cache()
         engine.shell.history_manager.new_session()
     done = engine.restore(directory, path, in_cell=True, replay=False)

@@ -24,7 +24,9 @@ HOMES: dict[int, str] = {}
 PATCHED: set[tuple[str, str]] = set()
 """Globals of libraries that hold something of the notebook: no name for it in another process."""
 
-IN_C = frozenset({"decimal_context", "parent_header", "shell_parent", "shell_parent_ident", "shell_id"})
+IN_C = frozenset(
+    {"decimal_context", "parent_header", "shell_parent", "shell_parent_ident", "shell_id"}
+)
 """Names of context variables of the kernel that no module holds as a global."""
 
 HEAP_TYPE = 1 << 9
