@@ -89,7 +89,13 @@ class Gateway:
             stderr=asyncio.subprocess.PIPE,
         )
         self._reading = [asyncio.create_task(self._read()), asyncio.create_task(self._errors())]
-        await until(lambda: bool(self.addresses) or self.process.returncode is not None)
+        admin = self.file.exists() and "admin = " in self.file.read_text()
+        await until(
+            lambda: (
+                (bool(self.addresses) and (not admin or "admin" in self.addresses))
+                or self.process.returncode is not None
+            )
+        )
         assert self.process.returncode is None, "".join(self.errors)
         return self
 

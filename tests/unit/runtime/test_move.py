@@ -94,13 +94,13 @@ def test_functions_have_live_globals(bench) -> None:
     )
     kernel.run("price(1)")
     target, report = bench.move(kernel)
-    assert report["refused"] == {}
-    assert report["rebuilt"] == {"slow": "its cache starts empty"}
+    assert (report["refused"], report["rebuilt"]) == ({}, {})
+    assert target.run("print(slow.cache_info().currsize)") == "1\n"
     assert target.run("rate = 10; print(price(2), square(3), up(), get(), fact(5), inner(4))") == (
         "(20, 2) 90 2 2 120 24\n"
     )
     assert target.run("print(table['f'] is square, table['g'][0] is price, slow(1), half())") == (
-        "True True 11 (50, 3)\n"
+        "True True 3 (50, 3)\n"
     )
     assert "rate" in target.run("import inspect; print(inspect.getsource(price))")
 
@@ -235,7 +235,8 @@ def test_weak_references(bench) -> None:
         "called = weakref.ref(thing, print)"
     )
     target, report = bench.move(kernel)
-    assert set(report["refused"]) == {"called"}
+    assert report["refused"] == {}
+    assert target.run("print(called() is thing, called.__callback__ is print)") == "True True\n"
     assert target.run(
         "print(ref() is thing, list(things) == [thing], named['a'] is thing, notes[thing], gone(), show(1), show(''))"
     ) == ("True True True [1] None int any\n")
@@ -248,8 +249,13 @@ def test_hard_state(bench) -> None:
         "rows = [{'a': n, 'b': str(n)} for n in range(20_000)]; beside = [rows[3]]"
     )
     target, report = bench.move(kernel)
-    assert report["refused"] == {"deep": "nested too deeply"}
+    assert report["refused"] in (
+        {},
+        {"deep": "nested too deeply"},
+    )  # by the Python version's limits
     assert target.run("print(len(rows), rows[3] is beside[0])") == "20000 True\n"
+    depth = "n, at = 0, globals().get('deep')\nwhile at: n, at = n + 1, at[0]\nprint(n)"
+    assert target.run(depth) == ("0\n" if report["refused"] else "100000\n")
 
 
 def test_one_refusal_costs_no_bystander(bench) -> None:
@@ -265,14 +271,14 @@ def test_one_refusal_costs_no_bystander(bench) -> None:
         "g = (n * n for n in shared); used = iter([1]); moved = (n for n in [1, 2]); next(moved)"
     )
     target, report = bench.move(kernel)
-    assert set(report["refused"]) == {"link", "other", "mixed", "db", "made", "bad", "g", "moved"}
+    assert set(report["refused"]) == {"link", "other", "mixed"}, report["refused"]
     assert "socket" in report["refused"]["mixed"]
-    assert "generator" in report["refused"]["moved"]
     assert target.run("friend['s'].append(2); print(shared, fine, list(used))") == "[1, 2] 5 [1]\n"
-    assert target.run("print('bad' in globals(), 'Bad' in globals())") == "False True\n"
+    assert target.run("print(list(g), list(moved), type(bad) is Bad)") == "[1, 4] [2] True\n"
+    assert target.run("print('link' in globals(), made.__name__)") == "False made\n"
 
 
-def test_a_generator_comes_back_by_its_cell(bench) -> None:
+def test_generators_come_back_with_what_they_hold(bench) -> None:
     kernel = bench.session()
     kernel.run("data = [1, 2, 3]; factor = 2")
     kernel.run("def squares(items):\n    for n in items:\n        yield n * factor")
@@ -280,6 +286,7 @@ def test_a_generator_comes_back_by_its_cell(bench) -> None:
     kernel.run("factor = 3")
     kernel.run("rebound = (n for n in range(factor)); lines = open('x', 'w')")
     target, report = bench.move(kernel)
-    assert set(report["rebuilt"]) == {"g", "h"}
-    assert set(report["refused"]) == {"rebound"}
-    assert target.run("print(list(g), list(h), lines.name)") == "[3, 6, 9] [2, 3, 4] x\n"
+    assert (report["refused"], report["rebuilt"]) == ({}, {})
+    assert target.run("print(list(g), list(h), list(rebound), lines.name)") == (
+        "[3, 6, 9] [2, 3, 4] [0, 1, 2] x\n"
+    )

@@ -38,6 +38,9 @@ KEEP_MANIFESTS = 50
 THINNED = 10
 KEEP_THINNED = 100
 """So many of the thinned ones at most."""
+COLLECT_EVERY = 8
+COLLECT_BYTES = 64 << 20
+"""Rubbish is looked for after so many captures, or so many new bytes."""
 HISTORY_BYTES = 256 << 20
 """What only older manifests need may take so much, or as much as the newest capture if that is more."""
 OPEN_PACKS = 64
@@ -60,8 +63,11 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
 class Writer:
     """Adds to one directory. ``OSError`` (disk full) leaves no half-written chunk behind."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, keep: int = KEEP_MANIFESTS) -> None:
         self.directory = directory
+        self._keep = keep
+        self._since = COLLECT_EVERY
+        self._since_bytes = 0
         self.bytes_new = 0
         """Bytes written since the last ``begin``."""
         self._new: list[Path] = []
@@ -173,7 +179,12 @@ class Writer:
         self._new = []
 
     def collect(self, held: frozenset[int]) -> None:
-        """Delete what neither the newest manifests nor the held ones need."""
+        """Delete what neither the newest manifests nor the held ones need; now and then, it takes a while."""
+        self._since += 1
+        self._since_bytes += self.bytes_new
+        if self._keep > 2 and self._since < COLLECT_EVERY and self._since_bytes < COLLECT_BYTES:
+            return
+        self._since = self._since_bytes = 0
         numbers = manifest_numbers(self.directory)
         kept, needed = self._kept(numbers, held)
         for number in numbers:
@@ -188,8 +199,9 @@ class Writer:
 
     def _kept(self, numbers: list[int], held: frozenset[int]) -> tuple[set[int], set[str]]:
         """The manifests to keep, and the chunks they need."""
-        wanted = numbers[-KEEP_MANIFESTS:]
-        older = [number for number in numbers[:-KEEP_MANIFESTS] if number % THINNED == 0]
+        wanted = numbers[-self._keep :]
+        thinned = numbers[: -self._keep] if self._keep > 2 else []
+        older = [number for number in thinned if number % THINNED == 0]
         kept: set[int] = set()
         needed: set[str] = set()
         left: int | None = None

@@ -76,12 +76,18 @@ def reduce_connection(pickler: Storing, value: Any) -> Any:
 def _store(pickler: Storing, value: Any, name: str, path: str) -> tuple[str, bool, bytes | None]:
     """Path, whether in the session's folder, and content of one database of a connection."""
     if not path:
-        return "", False, value.serialize(name=name)
+        return "", False, _content(value, name)
     if Path(path).is_relative_to(pickler.root):
         return str(Path(path).relative_to(pickler.root)), True, None
     if in_temporary(path) and Path(path).stat().st_size <= SMALL_BYTES:
         return path, False, value.serialize(name=name)
     return path, False, None
+
+
+def _content(value: Any, name: str) -> bytes:
+    """A database in memory; one without a page cannot be asked for them."""
+    empty = _rows(value, f'pragma "{name}".page_count') == [(0,)]
+    return b"" if empty else bytes(value.serialize(name=name))
 
 
 def _own(table: dict[Any, Any]) -> dict[Any, Any]:
@@ -177,7 +183,7 @@ def reduce_engine(pickler: Storing, value: Any) -> Any:
     if live is not None:
         if live.in_transaction:
             raise Refusal("an engine in an open transaction", _BEGIN)
-        content = live.serialize()
+        content = _content(live, "main")
     text = value.url.render_as_string(hide_password=False)
     path = value.url.database or ""
     inside = os.path.isabs(path) and Path(path).is_relative_to(pickler.root)  # noqa: PTH117

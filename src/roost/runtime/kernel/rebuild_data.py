@@ -110,7 +110,7 @@ def engine(text: str, short: str, options: dict[str, Any], content: bytes | None
     if short:
         url = url.set(database=rebuild.absolute(short))
     made = library.create_engine(url, **options)
-    if content is not None:
+    if content:
         held = made.raw_connection()
         held.driver_connection.deserialize(content)
         held.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roost.runtime.kernel.capture import Fresh, Snapshot
-from roost.runtime.kernel.chunks import Reader, Writer, digest_of
+from roost.runtime.kernel.chunks import KEEP_MANIFESTS, Reader, Writer, digest_of
 from roost.runtime.kernel.crew import crew
 from roost.runtime.kernel.format import (
     CHUNK_BYTES,
@@ -104,8 +104,9 @@ class Learned:
 class Recorder:
     """Writes into one directory. Used by one thread at a time."""
 
-    def __init__(self, directory: Path, last: Manifest | None) -> None:
-        self._writer = Writer(directory)
+    def __init__(self, directory: Path, last: Manifest | None, keep: int = KEEP_MANIFESTS) -> None:
+        """``keep``: so many of the newest captures stay, and some older ones unless it is 2."""
+        self._writer = Writer(directory, keep)
         self._last = last
         self._prints: dict[str, str] = {}
         """Digests of the pieces in the last manifest."""

@@ -33,6 +33,8 @@ from roost.runtime.kernel.recorder import Facts, Recorder, Seal
 from roost.runtime.kernel.restore import CannotRestore, checked
 
 WHERE = "ROOST_CHECKPOINTS"
+KEEP = 2
+"""Checkpoints kept."""
 _RANDOM = "script random"
 _lock = threading.Lock()
 _recorders: dict[Path, Recorder] = {}
@@ -93,7 +95,7 @@ def checkpoint(state: Mapping[str, Any] | None = None, /, **named: Any) -> int:
         recorder = _recorders.get(directory)
         if recorder is None:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            recorder = _recorders[directory] = Recorder(directory, None)
+            recorder = _recorders[directory] = Recorder(directory, None, KEEP)
         return recorder.write(snapshot, facts, Seal()).manifest.number
 
 
@@ -115,7 +117,7 @@ def resume() -> dict[str, Any] | None:
                 failure = failure or error
                 warnings.warn(f"checkpoint {number} is not used: {error}", stacklevel=2)
                 continue
-            _recorders[directory] = Recorder(directory, manifest)
+            _recorders[directory] = Recorder(directory, manifest, KEEP)
             return found
     if failure is not None:
         raise failure

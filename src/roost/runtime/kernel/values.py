@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 from roost.runtime.kernel import rebuild, rebuild_values
-from roost.runtime.kernel.naming import HEAP_TYPE, flags_of, mro_of, ours
+from roost.runtime.kernel.naming import HEAP_TYPE, flags_of, is_class, mro_of, ours
 from roost.runtime.kernel.refusal import Handler, Storing
 
 _LINK = "_lru_list_elem"
@@ -103,8 +103,13 @@ def reduce_typing(_pickler: Storing, value: Any) -> Any:
 
 
 def reduce_proxy(_pickler: Storing, value: Any) -> Any:
-    """A read-only view of a dictionary that goes on showing the same one."""
-    return types.MappingProxyType, (gc.get_referents(value)[0],)
+    """A read-only view of a dictionary that goes on showing the same one, a class's too (``vars(C)``)."""
+    shown = gc.get_referents(value)[0]
+    if type(shown) is dict and "__module__" in shown and "__doc__" in shown:
+        for owner in gc.get_referrers(shown):
+            if is_class(owner) and any(one is shown for one in gc.get_referents(owner)):
+                return vars, (owner,)
+    return types.MappingProxyType, (shown,)
 
 
 def reduce_constant(_pickler: Storing, value: Any) -> Any:
