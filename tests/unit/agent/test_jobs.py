@@ -61,7 +61,7 @@ class Bench:
         content = formats.encode(JobFiles(workspace=folder.entries))
         digest = digest_of(content)
         await self.blobs.put(digest, content)
-        argv = ("python", "train.py", "one")
+        argv = (sys.executable, "train.py", "one")
         return JobOrder(
             job_id="j-1", epoch=epoch, argv=argv, notice_s=30.0, **{"files": digest, **more}
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from roost.runtime.kernel.chunks import Writer
+from roost.runtime.kernel.chunks import COLLECT_EVERY, Writer
 from roost.runtime.kernel.format import (
     Extent,
     Manifest,
@@ -93,7 +93,8 @@ def test_older_captures_are_thinned_held_ones_stay(tmp_path) -> None:
     assert stored == {
         digest for n in numbers for digest in chunk_digests(read(manifest_path(tmp_path, n)))
     }
-    writer.collect(frozenset())
+    for _ in range(COLLECT_EVERY):
+        writer.collect(frozenset())
     assert 3 not in manifest_numbers(tmp_path)
 
 
