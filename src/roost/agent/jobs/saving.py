@@ -53,7 +53,10 @@ class FileSaver:
         """Durable when it returns; True when there was something new. ``Retry`` when it cannot be now."""
         sent = 0
         for _ in range(AGREEING):
-            checkpoints, workspace, some = await self._both()
+            try:
+                checkpoints, workspace, some = await self._both()
+            except Retry:  # too fast for us, or unreadable: the look below tells which
+                continue
             sent += some
             now = await asyncio.to_thread(self._look, self._checkpoints)
             if now.entries == checkpoints.entries:
