@@ -115,6 +115,10 @@ def main() -> int:
             print(f"{program} is not installed: this benchmark needs it")
             return 2
     names = stage.installed(options.proxies.split(","))
+    known = scenarios.SCENARIOS if options.scenarios else load.CASES
+    if not any(options.only in name for name in known):
+        print(f"nothing is called like {options.only!r}; there are: {', '.join(known)}")
+        return 2
     if options.scenarios:
         result = scenarios.run(names, options.only)
         print(scenarios.table(result))

@@ -6,7 +6,7 @@ durable before the next. Every call it makes may be made again.
 
 import msgspec
 
-from roost.fleet.model import Claim, ClaimState
+from roost.fleet import demand
 from roost.fleet.service import FleetService
 from roost.jobs import machine
 from roost.jobs import plan as planning
@@ -118,9 +118,9 @@ class JobController:
             await self._save(stored, new, event, reason)
             return None
         match instruction:
-            case planning.NeedHost():
+            case demand.NeedHost():
                 await self._need_host(stored, instruction)
-            case planning.DropHost():
+            case demand.DropHost():
                 await self._drop_host(stored, instruction)
             case planning.StartRun():
                 return await self._start(stored, instruction.host_id, instruction.offer)
@@ -154,19 +154,10 @@ class JobController:
         lines = [self._line(new.id, event, reason)] if event else []
         await self._store.commit([self._table.row(new, stored)], lines)
 
-    async def _need_host(self, stored: Stored[Job], need: planning.NeedHost) -> None:
+    async def _need_host(self, stored: Stored[Job], need: demand.NeedHost) -> None:
         job = stored.value
-        claim = Claim(
-            id=self._ids.new("c"),
-            state=ClaimState.WANTED,
-            parent=job.id,
-            role=need.role,
-            ask=job.ask,
-            image=job.image,
-            away_from=need.away_from,
-            spread=job.spread,
-            created_s=self._clock.now_s(),
-            tenant=job.tenant,
+        claim = demand.wanted(
+            job, need, job.ask, claim_id=self._ids.new("c"), now_s=self._clock.now_s()
         )
         if need.role == "active":
             new = msgspec.structs.replace(job, claim_id=claim.id)
@@ -177,18 +168,12 @@ class JobController:
         await self._store.commit(rows, [line])
         await self._fleet.claim(claim)
 
-    async def _drop_host(self, stored: Stored[Job], drop: planning.DropHost) -> None:
+    async def _drop_host(self, stored: Stored[Job], drop: demand.DropHost) -> None:
         await self._fleet.release(drop.claim_id, drop.reason)
         fresh = await self._table.get(stored.value.id)
         if fresh is None:
             return
-        job, gone = fresh.value, drop.claim_id
-        new = msgspec.structs.replace(
-            job,
-            claim_id="" if job.claim_id == gone else job.claim_id,
-            next_claim_id="" if job.next_claim_id == gone else job.next_claim_id,
-            old_claims=tuple(c for c in job.old_claims if c != gone),
-        )
+        new = demand.without(fresh.value, drop.claim_id, "claim_id", "next_claim_id")
         await self._save(fresh, new)
 
     async def _start(self, stored: Stored[Job], host_id: str, offer: Offer) -> float:

@@ -6,6 +6,7 @@ with, the job is run again from its last saved files. Only a script that ends by
 
 import msgspec
 
+from roost.fleet.demand import DropHost, NeedHost
 from roost.fleet.model import ClaimView
 from roost.jobs.model import Job, JobState
 from roost.ports.values import Offer, TaskReport
@@ -27,22 +28,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     now_s: float
     silent_s: float = 0.0
     """How long the active host has not been connected."""
-
-
-class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Claim a host."""
-
-    role: str
-    """``active``, or ``next`` while the present host still works."""
-    away_from: tuple[Offer, ...]
-    reason: str
-
-
-class DropHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Release a claim and forget it."""
-
-    claim_id: str
-    reason: str
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from roost.fleet.model import Claim, ClaimState, ClaimView
+from roost.fleet import demand
+from roost.fleet.model import ClaimView
 from roost.fleet.service import FleetService
 from roost.kit.ids import Ids
 from roost.notebooks import machine
@@ -160,9 +161,9 @@ class NotebookController:
             await self._save(stored, new, event, reason)
             return None
         match instruction:
-            case planning.NeedHost():
+            case demand.NeedHost():
                 await self._need_host(stored, instruction)
-            case planning.DropHost():
+            case demand.DropHost():
                 await self._drop_host(stored, instruction)
             case planning.WarmHost():
                 self._warm(stored.value.id, instruction)
@@ -213,22 +214,13 @@ class NotebookController:
         lines = [self._line(new.id, event, reason)] if event else []
         await self._store.commit([self._table.row(new, stored)], lines)
 
-    async def _need_host(self, stored: Stored[Session], need: planning.NeedHost) -> None:
+    async def _need_host(self, stored: Stored[Session], need: demand.NeedHost) -> None:
         session = stored.value
         ask = session.ask
         if need.role == "active" and session.epoch == 0 and session.start_clouds:
             ask = msgspec.structs.replace(ask, clouds=session.start_clouds)
-        claim = Claim(
-            id=self._ids.new("c"),
-            state=ClaimState.WANTED,
-            parent=session.id,
-            role=need.role,
-            ask=ask,
-            image=session.image,
-            away_from=need.away_from,
-            spread=session.spread,
-            created_s=self._clock.now_s(),
-            tenant=session.tenant,
+        claim = demand.wanted(
+            session, need, ask, claim_id=self._ids.new("c"), now_s=self._clock.now_s()
         )
         if need.role == "active":
             new = msgspec.structs.replace(session, claim_id=claim.id)
@@ -239,18 +231,12 @@ class NotebookController:
         await self._store.commit(rows, lines)
         await self._fleet.claim(claim)
 
-    async def _drop_host(self, stored: Stored[Session], drop: planning.DropHost) -> None:
+    async def _drop_host(self, stored: Stored[Session], drop: demand.DropHost) -> None:
         await self._fleet.release(drop.claim_id, drop.reason)
         fresh = await self._table.get(stored.value.id)
         if fresh is None:
             return
-        session, gone = fresh.value, drop.claim_id
-        new = msgspec.structs.replace(
-            session,
-            claim_id="" if session.claim_id == gone else session.claim_id,
-            standby_claim_id="" if session.standby_claim_id == gone else session.standby_claim_id,
-            old_claims=tuple(c for c in session.old_claims if c != gone),
-        )
+        new = demand.without(fresh.value, drop.claim_id, "claim_id", "standby_claim_id")
         await self._save(fresh, new)
 
     def _warm(self, session_id: str, warm: planning.WarmHost) -> None:

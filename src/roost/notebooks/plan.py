@@ -6,6 +6,7 @@ when the target is ready or the deadline is near; capture; restore; route; let t
 
 import msgspec
 
+from roost.fleet.demand import DropHost, NeedHost
 from roost.fleet.model import ClaimView
 from roost.notebooks.model import Cause, Move, Phase, Session, SessionState
 from roost.ports.values import Notice, Offer, TaskReport
@@ -36,21 +37,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How long the connected active host has not reported the session's kernel."""
     warmed: tuple[str, ...] | None = None
     """Imports the standby host was last warmed with; None = not yet."""
-
-
-class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Claim a host."""
-
-    role: str
-    away_from: tuple[Offer, ...]
-    reason: str
-
-
-class DropHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Release a claim and forget it."""
-
-    claim_id: str
-    reason: str
 
 
 class WarmHost(msgspec.Struct, frozen=True, kw_only=True):

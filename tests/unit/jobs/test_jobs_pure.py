@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roost.fleet import demand
 from roost.fleet.model import Claim, ClaimState, ClaimView, Instance, InstanceState
 from roost.jobs import machine, plan
 from roost.jobs.model import Job, JobState
@@ -118,12 +119,12 @@ def planned(
 
 def test_a_job_gets_a_host_and_begins_there() -> None:
     (need,) = planned(job(claim_id=""), None)
-    assert isinstance(need, plan.NeedHost)
+    assert isinstance(need, demand.NeedHost)
     assert need.role == "active"
     assert planned(job(), host(state=InstanceState.BOOTING, held=ClaimState.WANTED)) == []
     assert planned(job(), host()) == [plan.Begin(host_id="i-1", offer=OFFER)]
     (dropped,) = planned(job(), host(notice=INTERRUPTION))
-    assert isinstance(dropped, plan.DropHost)
+    assert isinstance(dropped, demand.DropHost)
     assert planned(job(not_before_s=200.0), host()) == [], "the pause after a failure"
 
 
@@ -170,14 +171,14 @@ def test_a_notice_looks_for_the_next_host_while_the_script_saves() -> None:
     assert isinstance(leave, plan.Leave)
     leaving = job(JobState.LEAVING)
     (need,) = planned(leaving, host(run(), notice=INTERRUPTION))
-    assert isinstance(need, plan.NeedHost)
+    assert isinstance(need, demand.NeedHost)
     assert (need.role, need.away_from) == ("next", (OFFER,))
     following = job(JobState.LEAVING, next_claim_id="c-2")
     there = host(claim="c-2")
     assert planned(following, host(run(), notice=INTERRUPTION), there) == []
     going = host(claim="c-2", notice=INTERRUPTION)
     (drop,) = planned(following, host(run(), notice=INTERRUPTION), going)
-    assert isinstance(drop, plan.DropHost)
+    assert isinstance(drop, demand.DropHost)
     moved = machine.again(following, "told", 50.0, exit_code=-15, failed=False, keep_host=False)
     assert (moved.claim_id, moved.next_claim_id, moved.old_claims) == ("c-2", "", ("c-1",))
     assert moved.not_before_s <= 50.0
@@ -214,7 +215,7 @@ def test_an_ended_job_lets_its_hosts_go_and_stays_ended() -> None:
     assert ended.old_claims == ("c-1", "c-2", "c-0")
     assert ended.runs[-1].exit_code == 0
     drops = planned(ended, None)
-    assert {d.claim_id for d in drops if isinstance(d, plan.DropHost)} == {"c-0", "c-1", "c-2"}
+    assert {d.claim_id for d in drops if isinstance(d, demand.DropHost)} == {"c-0", "c-1", "c-2"}
     for state in JobState:
         with pytest.raises(machine.InvalidTransition):
             machine.step(ended, state)

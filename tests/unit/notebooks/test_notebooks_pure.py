@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from roost.fleet import demand
 from roost.fleet.model import Claim, ClaimState, ClaimView, Instance, InstanceState
 from roost.notebooks import machine
 from roost.notebooks import plan as planning
@@ -120,11 +121,11 @@ def test_a_quiet_session_with_a_warm_standby_needs_nothing() -> None:
 def test_a_new_session_asks_for_a_host_and_then_for_a_place_to_move_to() -> None:
     fresh = session(SessionState.REQUESTED, claim_id="", standby_claim_id="", epoch=0)
     (need,) = plan(fresh, active=None, standby=None)
-    assert isinstance(need, planning.NeedHost)
+    assert isinstance(need, demand.NeedHost)
     assert need.role == "active"
     booting = view("c-1", "aws", state=InstanceState.BOOTING, claim_state=ClaimState.WANTED)
     (spare,) = plan(fresh, active=booting, standby=None)
-    assert isinstance(spare, planning.NeedHost)
+    assert isinstance(spare, demand.NeedHost)
     assert (spare.role, spare.away_from) == ("standby", (offer("aws"),))
 
 
@@ -222,9 +223,9 @@ def test_a_target_under_notice_is_replaced() -> None:
     captured = machine.to_restore(machine.freeze(moving(), NOW), NOW, CHECKPOINT)
     bad = view("c-2", "gcp", notice=NOTICE)
     (found,) = plan(captured, standby=bad)
-    assert isinstance(found, planning.DropHost)
+    assert isinstance(found, demand.DropHost)
     (need,) = plan(msgspec.structs.replace(captured, standby_claim_id=""), standby=None)
-    assert isinstance(need, planning.NeedHost)
+    assert isinstance(need, demand.NeedHost)
 
 
 def test_a_dead_kernel_is_restored_on_its_own_host() -> None:
@@ -253,7 +254,7 @@ def test_a_finished_move_swaps_claims_and_reports_every_variable() -> None:
     assert [v.reason for v in record.refused] == ["a connected socket"]
     assert not record.rerun
     (drop,) = plan(done, standby=None)
-    assert drop == planning.DropHost(claim_id="c-1", reason="the session moved on")
+    assert drop == demand.DropHost(claim_id="c-1", reason="the session moved on")
 
 
 def test_only_a_newer_checkpoint_replaces_the_known_one() -> None:

@@ -249,13 +249,10 @@ def test_hard_state(bench) -> None:
         "rows = [{'a': n, 'b': str(n)} for n in range(20_000)]; beside = [rows[3]]"
     )
     target, report = bench.move(kernel)
-    assert report["refused"] in (
-        {},
-        {"deep": "nested too deeply"},
-    )  # by the Python version's limits
+    assert report["refused"] == {}
     assert target.run("print(len(rows), rows[3] is beside[0])") == "20000 True\n"
     depth = "n, at = 0, globals().get('deep')\nwhile at: n, at = n + 1, at[0]\nprint(n)"
-    assert target.run(depth) == ("0\n" if report["refused"] else "100000\n")
+    assert target.run(depth) == "100000\n"
 
 
 def test_one_refusal_costs_no_bystander(bench) -> None:
