@@ -28,8 +28,7 @@ def text() -> str:
             lines += [f"### roost {name}", "", GROUPS[name][1], ""]
             own = _options(command)  # of a group that does something itself
             lines += [*own, ""] if own else []
-            for sub in command.list_commands(context):
-                lines += _command(f"roost {name} {sub}", command.get_command(context, sub), "####")
+            lines += _commands(f"roost {name}", command, context)
         else:
             lines += _command(f"roost {name}", command, "###")
     lines += [
@@ -42,6 +41,17 @@ def text() -> str:
     for method, path, endpoint in [*RestDoor.table(), *JobDoor.table()]:
         lines.append(f"| `{method} {path}` | {(endpoint.__doc__ or '').splitlines()[0]} |")
     return "\n".join(lines) + "\n"
+
+
+def _commands(prefix: str, group: Any, context: Any) -> list[str]:
+    lines = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
+            lines += _commands(f"{prefix} {name}", command, context)
+        else:
+            lines += _command(f"{prefix} {name}", command, "####")
+    return lines
 
 
 def _command(name: str, command: Any, level: str) -> list[str]:

@@ -144,6 +144,8 @@ HEAVY = (
     "jupyterlab",
     "botocore",
     "IPython",
+    "scipy",
+    "matplotlib",
 )
 STARTS = {
     "roost.main.cli": HEAVY,

@@ -2,22 +2,32 @@
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_from_info
 from typer.models import CommandInfo
 
-GROUPS = {
+Table = Mapping[str, tuple[Any, str]]
+"""Name -> (``module:name`` of a function or a Typer app, or the table of a group; one line of help)."""
+
+MARKET: Table = {
+    "rank": ("roost.doors.cli.market:rank", "Rank what can be bought for a workload."),
+    "why": ("roost.doors.cli.market:why", "Say why an offer ranks where it does."),
+}
+"""The commands of ``roost market``: one line each, so that none pays for the libraries of another."""
+
+GROUPS: Table = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
     "job": ("roost.doors.cli.job:app", "Scripts that outlive their machine."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
-    "market": ("roost.doors.cli.market:app", "Know every offer and which is best."),
+    "market": (MARKET, "Know every offer and which is best."),
     "gateway": ("roost.doors.cli.gateway:app", "The load balancer on its own, from one file."),
     "kernel": ("roost.doors.cli.kernel:app", "The kernel for your own JupyterLab or VS Code."),
 }
-COMMANDS = {
+COMMANDS: Table = {
     "up": ("roost.doors.cli.system:up", "Start Roost on this machine."),
     "down": ("roost.doors.cli.system:down", "Stop Roost and its local hosts."),
     "status": ("roost.doors.cli.system:status", "What runs, and what an hour costs now."),
@@ -32,8 +42,6 @@ COMMANDS = {
     "simulate": ("roost.main.simulate:command", "Run the real controllers against faults."),
     "demo": ("roost.main.demo:demo", "The main job, end to end, on this machine."),
 }
-LOCAL = ("market", "simulate", "capture")
-"""Commands that need no installation."""
 GATEWAY = "gateway"
 
 
@@ -44,21 +52,22 @@ def load(target: str) -> Any:
 
 
 class LazyGroup(TyperGroup):
-    """Knows the names and one-line helps; imports a command when it is called."""
+    """Knows the names and one-line helps of its table; imports a command when it is called."""
 
+    table: ClassVar[Table] = {**COMMANDS, **GROUPS}
     listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*COMMANDS, *GROUPS]
+        return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS and cmd_name not in GROUPS:
+        if cmd_name not in self.table:
             return None
-        target, text = COMMANDS.get(cmd_name) or GROUPS[cmd_name]
+        target, text = self.table[cmd_name]
         if self.listing:
             return TyperCommand(cmd_name, callback=lambda: None, help=text)
-        found = load(target)
-        if cmd_name in GROUPS:
+        found = group(target, text) if isinstance(target, Mapping) else load(target)
+        if isinstance(found, typer.Typer):
             command = get_command(found)
             command.name = cmd_name
             return command
@@ -68,6 +77,31 @@ class LazyGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.listing = True
         super().format_help(ctx, formatter)
+
+
+def group(table: Table, text: str) -> typer.Typer:
+    """A group whose commands are imported one by one."""
+    made = typer.Typer(
+        cls=type("Group", (LazyGroup,), {"table": table}),
+        no_args_is_help=True,
+        add_completion=False,
+        help=text,
+    )
+    made.callback()(lambda: None)
+    return made
+
+
+class Later:
+    """The local installation, made when a command first asks it for something."""
+
+    def __init__(self, state: str | None) -> None:
+        self._state = state
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = load("roost.main.local:LocalInstallation")(self._state)
+        return getattr(self._made, name)
 
 
 app = typer.Typer(
@@ -86,8 +120,8 @@ def root(
     """Roost: notebooks and services on spot capacity, safe for work that matters."""
     if ctx.invoked_subcommand == GATEWAY:
         ctx.obj = load("roost.main.gateway:Program")()
-    elif ctx.invoked_subcommand not in LOCAL:
-        ctx.obj = load("roost.main.local:LocalInstallation")(state or None)
+    else:
+        ctx.obj = Later(state or None)
 
 
 def run() -> None:

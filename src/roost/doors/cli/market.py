@@ -23,11 +23,6 @@ ROOMY = 140
 WIDE = 190
 """From this many columns on the reason stands in the table, else below it."""
 
-app = typer.Typer(
-    help="Rank the offers of the clouds by cost, stability and speed, and say why.",
-    no_args_is_help=True,
-)
-
 Vcpus = Annotated[float, typer.Option("--vcpus", min=0, help="At least this many vCPUs.")]
 Memory = Annotated[float, typer.Option("--memory", min=0, help="At least this much memory, GiB.")]
 Gpus = Annotated[float, typer.Option("--gpus", min=0, help="At least this many GPUs.")]
@@ -58,7 +53,6 @@ Waiting = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
 def rank(
     vcpus: Vcpus = 2.0,
     memory: Memory = 8.0,
@@ -98,7 +92,6 @@ def rank(
     show_ranking(Console(highlight=False), market.catalogue, ask, ranked)
 
 
-@app.command()
 def why(
     offer: Annotated[str, typer.Argument(help="provider/zone/type[/option], as rank shows it.")],
     vcpus: Vcpus = 2.0,
