@@ -200,7 +200,7 @@ class FleetController:
         try:
             await self._providers[instance.offer.provider].launch(self._order(instance))
         except NoCapacity as error:
-            return await self._refused(instance.id, str(error))
+            return await self._refused(instance.id, str(error), error.reason_code)
         except Retry as error:
             return error.after_s
         return None
@@ -215,7 +215,7 @@ class FleetController:
             link_address=self._link_address,
         )
 
-    async def _refused(self, instance_id: str, reason: str) -> float | None:
+    async def _refused(self, instance_id: str, reason: str, code: str) -> float | None:
         stored = await self._tables.instances.get(instance_id)
         if stored is None:
             return None
@@ -223,6 +223,7 @@ class FleetController:
             step(stored.value, InstanceState.FAILED),
             ended_s=self._clock.now_s(),
             ended_reason=reason,
+            ended_code=code,
         )
         rows: list[Row] = [self._tables.instances.row(failed, stored)]
         pool = planning.avoidance(failed, self._clock.now_s())

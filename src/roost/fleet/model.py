@@ -62,6 +62,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float | None = None
     ended_s: float | None = None
     ended_reason: str = ""
+    ended_code: str = ""
+    """The cloud's own code of a refusal, as far as it gave one."""
     notice: Notice | None = None
     spans: tuple[Span, ...] = ()
     tenant: str = DEFAULT_TENANT

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from roost.fleet.model import Claim, ClaimState, Instance, InstanceState, Pool, RankedOffer, Spread
-from roost.ports.values import Ask, NoticeKind, Offer
+from roost.market.refusals import Refusal, avoid_s, classify
+from roost.ports.values import Ask, NoticeKind, Offer, PurchaseOption
 
 BOOT_LIMIT_S = 600.0
 """An instance that is not ready after this long is given up (seconds; cold boots take up to 274 s)."""
@@ -114,12 +115,17 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 def avoidance(instance: Instance, now_s: float) -> Pool | None:
     """The pool to avoid for a while because of how this instance ended or was refused."""
-    if instance.state is InstanceState.FAILED:
-        return Pool(id=instance.offer.key, avoid_until_s=now_s + 600.0, reason="refused capacity")
+    offer = instance.offer
     noticed = instance.notice is not None and instance.notice.kind is NoticeKind.INTERRUPTION
-    if noticed or instance.state is InstanceState.LOST:
-        return Pool(id=instance.offer.key, avoid_until_s=now_s + 3600.0, reason="interrupted")
-    return None
+    if instance.state is InstanceState.FAILED:
+        spot = offer.purchase_option is PurchaseOption.SPOT
+        refusal = classify(offer.provider, instance.ended_code, instance.ended_reason, spot=spot)
+    elif noticed or instance.state is InstanceState.LOST:
+        refusal = Refusal.INTERRUPTED
+    else:
+        return None
+    until_s = now_s + avoid_s(offer.provider, refusal)
+    return Pool(id=offer.key, avoid_until_s=until_s, reason=str(refusal))
 
 
 def first(ranked: Sequence[RankedOffer]) -> tuple[Offer, str]:

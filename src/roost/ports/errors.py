@@ -41,13 +41,19 @@ class Retry(RoostError):
 
 
 class NoCapacity(RoostError):
-    """The pool of ``offer`` (an offer key) cannot give an instance now."""
+    """The pool of ``offer`` (an offer key) cannot give an instance now.
+
+    ``reason_code`` is the cloud's own error code: it decides for how long the pool is left alone.
+    """
 
     code = "no_capacity"
 
-    def __init__(self, message: str, *, offer: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, offer: str = "", reason_code: str = "", hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
         self.offer = offer
+        self.reason_code = reason_code
 
 
 class Gone(RoostError):
@@ -100,6 +106,7 @@ class WireError(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
     after_s: float = 1.0
     offer: str = ""
+    reason_code: str = ""
 
 
 def to_wire(error: RoostError) -> WireError:
@@ -110,6 +117,7 @@ def to_wire(error: RoostError) -> WireError:
         hint=error.hint,
         after_s=getattr(error, "after_s", 1.0),
         offer=getattr(error, "offer", ""),
+        reason_code=getattr(error, "reason_code", ""),
     )
 
 
@@ -118,5 +126,7 @@ def from_wire(wire: WireError) -> RoostError:
     if wire.code == Retry.code:
         return Retry(wire.message, after_s=wire.after_s, hint=wire.hint)
     if wire.code == NoCapacity.code:
-        return NoCapacity(wire.message, offer=wire.offer, hint=wire.hint)
+        return NoCapacity(
+            wire.message, offer=wire.offer, reason_code=wire.reason_code, hint=wire.hint
+        )
     return BY_CODE.get(wire.code, RoostError)(wire.message, hint=wire.hint)

@@ -201,7 +201,7 @@ def test_pools_that_refused_or_interrupted_are_avoided_for_a_while() -> None:
     lost = planning.avoidance(instance(S.LOST), 0.0)
     assert refused is not None
     assert lost is not None
-    assert (refused.avoid_until_s, lost.avoid_until_s) == (600.0, 3600.0)
+    assert (refused.avoid_until_s, lost.avoid_until_s) == (180.0, 3600.0)
     assert planning.avoidance(instance(S.READY), 0.0) is None
 
 
