@@ -16,13 +16,12 @@ from roost.runtime.kernel import asking, process, rebuild, tasks
 from roost.runtime.kernel.capture import Collector, Dear, Snapshot, drained
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.children import QUICK_S, Children
-from roost.runtime.kernel.format import (
-    FINISHED_LIMIT,
-)
+from roost.runtime.kernel.format import FINISHED_LIMIT, Entry
 from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, write
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Mover, check
 from roost.runtime.kernel.pace import RETRY_S, Pace
+from roost.runtime.kernel.proving import Unproven
 from roost.runtime.kernel.recorder import Facts, Overtaken, Recorder, Written
 from roost.runtime.kernel.restore import CannotRestore
 
@@ -76,6 +75,10 @@ class Captures:
         self.running = Running()
         self.mover: Mover | None = None
         """Journals requests and answers notices, while tracking on its own."""
+        self.unproven: Unproven | None = None
+        """Restored variables whose bytes are still being verified: nothing is captured before."""
+        self._amended: list[Entry] = []
+        """Of these what was damaged, until somebody is told."""
         self._threads: set[int] | None = None
         """Threads of the kernel itself, noted before the first cell."""
         self._context = contextvars.copy_context()
@@ -90,6 +93,11 @@ class Captures:
         """Send an event to whoever listens. From any thread."""
         for listener in list(self.listeners):
             listener(fields)
+
+    def prove(self, names: set[str] | None = None) -> None:
+        """These restored variables (None: all) are what was captured when it returns."""
+        if self.unproven:
+            self._amended += self.unproven.settle(names)
 
     # --- as cells begin --------------------------------------------------------------------------
 
@@ -110,7 +118,7 @@ class Captures:
         """What the last cells did is stored before the next one begins, where that is quick: a cell that
         is given up can then be run again from the state before it."""
         recorder, job = self._recorder, self._job
-        if recorder is None:
+        if recorder is None or self.unproven:
             return
         if job is not None and job.ended.wait(CHILD_SETTLE_S if job.child else SETTLE_S):
             self._settle(job)
@@ -152,6 +160,7 @@ class Captures:
         recorder = self._recorder
         if recorder is None:
             raise CannotRestore("no_directory", "captures were switched off")
+        self.prove()
         if self._collecting is not None:
             self._collecting[0].close()
             self._collecting = None
@@ -211,7 +220,7 @@ class Captures:
 
     def _advance(self) -> None:
         """Start the next capture if none is under way and no cell runs."""
-        if self.busy or self._collecting or self._job or not self._waiting:
+        if self.busy or self._collecting or self._job or not self._waiting or self.unproven:
             return
         job = self._waiting.popleft()
         if job.touched is not None:

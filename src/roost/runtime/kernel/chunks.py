@@ -10,8 +10,8 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from blake3 import blake3
@@ -241,35 +241,82 @@ class Writer:
             raise
 
 
+class _Check:
+    """The verification of one chunk file: done once, by whoever comes first."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self._path = path
+        self._digest = digest
+        self._turn = threading.Lock()
+        self._sound: bool | None = None
+
+    def run(self) -> bool:
+        """Whether the chunk is what its name says. The file, whole: parts of it may be mapped."""
+        with self._turn:
+            if self._sound is None:
+                try:
+                    self._sound = self._look()
+                except OSError:  # gone, or the disk cannot read it
+                    self._sound = False
+            return self._sound
+
+    def _look(self) -> bool:
+        with self._path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                return False
+            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as whole:
+                return bool(blake3(whole).hexdigest() == self._digest)
+
+
 class Reader:
     """Reads verified bytes back. Raises ``DamagedChunk`` and ``OSError``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._recent: OrderedDict[str, bytes] = OrderedDict()
-        self._checks: dict[str, Future[bool]] = {}
+        self._checks: dict[str, _Check] = {}
+        self._begun: list[Future[bool]] = []
 
     def begin(self, buffers: Iterable[Buffer]) -> None:
         """Start to verify the chunks of these buffers, beside whatever else happens."""
         for buffer in buffers:
-            if buffer.size >= MAP_BYTES:
+            if mapped(buffer):
                 for extent in buffer.extents:
-                    self._check(extent.chunk)
+                    if extent.chunk not in self._checks:
+                        self._begun.append(crew.submit(self._check(extent.chunk).run))
 
-    def _check(self, digest: str) -> "Future[bool]":
-        """Whether a chunk is what its name says. Its file, whole: parts of it may be mapped."""
+    def prove(self, buffers: Iterable[Buffer]) -> None:
+        """These buffers are what was captured when it returns. Raises ``DamagedChunk``."""
+        for buffer in buffers:
+            for extent in buffer.extents if mapped(buffer) else ():
+                if not self._check(extent.chunk).run():
+                    raise DamagedChunk(f"chunk {extent.chunk[:12]} is damaged")
+
+    def wait(self, seconds: float) -> None:
+        """Until all that was begun is verified, at most so long."""
+        wait(self._begun, timeout=seconds)
+
+    @property
+    def verified(self) -> bool:
+        """Whether all that was begun is verified."""
+        return all(one.done() for one in self._begun)
+
+    def then(self, work: Callable[[], None]) -> None:
+        """Have this called, by one of the crew, when all that was begun is verified."""
+        begun = list(self._begun)
+
+        def last() -> None:
+            wait(begun)
+            work()
+
+        crew.submit(last)
+
+    def _check(self, digest: str) -> _Check:
         known = self._checks.get(digest)
         if known is None:
-            known = self._checks[digest] = crew.submit(lambda: self._sound(digest))
+            known = self._checks[digest] = _Check(chunk_path(self.directory, digest), digest)
         return known
-
-    def _sound(self, digest: str) -> bool:
-        with chunk_path(self.directory, digest).open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                return False
-            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as whole:
-                return bool(blake3(whole).hexdigest() == digest)
 
     def content(self, extents: tuple[Extent, ...]) -> bytes:
         """The bytes of these extents, one after the other."""
@@ -278,10 +325,15 @@ class Reader:
             raise DamagedChunk("a chunk is shorter than its manifest says")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def buffer(self, buffer: Buffer) -> bytes | bytearray | memoryview | Mapping:
-        """One pickle buffer: mapped when big (private: writes never reach the file)."""
-        if buffer.size >= MAP_BYTES and _mappable(buffer.extents):
+    def buffer(
+        self, buffer: Buffer, *, proven: bool = True
+    ) -> bytes | bytearray | memoryview | Mapping:
+        """One pickle buffer: mapped when big (private: writes never reach the file). Not ``proven``: what is
+        mapped may be verified later, by ``prove``."""
+        if mapped(buffer):
             mapping = self._map(buffer)
+            if proven:
+                self.prove((buffer,))
             return memoryview(mapping).toreadonly() if buffer.readonly else mapping
         content = self.content(buffer.extents)
         return content if buffer.readonly else bytearray(content)
@@ -289,7 +341,7 @@ class Reader:
     def _chunk(self, digest: str) -> bytes:
         found = self._recent.get(digest)
         if found is None:
-            found = chunk_path(self.directory, digest).read_bytes()
+            found = self._read(digest)
             if digest_of(found) != digest:
                 raise DamagedChunk(f"chunk {digest[:12]} is damaged")
             self._recent[digest] = found
@@ -299,6 +351,12 @@ class Reader:
             self._recent.move_to_end(digest)
         return found
 
+    def _read(self, digest: str) -> bytes:
+        try:
+            return chunk_path(self.directory, digest).read_bytes()
+        except OSError as error:
+            raise DamagedChunk(f"chunk {digest[:12]} cannot be read: {error.strerror}") from error
+
     def _map(self, buffer: Buffer) -> Mapping:
         mapping = Mapping(-1, buffer.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
@@ -306,13 +364,14 @@ class Reader:
         for extent in buffer.extents:
             self._map_chunk(base + offset, extent)
             offset += extent.size
-        for digest in dict.fromkeys(extent.chunk for extent in buffer.extents):
-            if not self._check(digest).result():
-                raise DamagedChunk(f"chunk {digest[:12]} is damaged")
         return mapping
 
     def _map_chunk(self, address: int, extent: Extent) -> None:
-        handle = os.open(chunk_path(self.directory, extent.chunk), os.O_RDONLY)
+        path = chunk_path(self.directory, extent.chunk)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise DamagedChunk(f"chunk {extent.chunk[:12]} is missing") from error
         try:
             # Beyond the end of a file there is nothing to map: touching it would kill the process.
             if os.fstat(handle).st_size < extent.offset + extent.size:
@@ -342,6 +401,11 @@ _LIBC.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
+
+
+def mapped(buffer: Buffer) -> bool:
+    """Whether a buffer is mapped, not read."""
+    return buffer.size >= MAP_BYTES and _mappable(buffer.extents)
 
 
 def _mappable(extents: tuple[Extent, ...]) -> bool:

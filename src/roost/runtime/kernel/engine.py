@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import asking, journal, process, rebuild, tasks
+from roost.runtime.kernel import asking, journal, process, proving, rebuild, tasks
 from roost.runtime.kernel.again import Again, entries, listen
 from roost.runtime.kernel.capture import Collector, drained
 from roost.runtime.kernel.captures import SEAL_WAIT_S, Captures
@@ -58,6 +58,9 @@ class Engine(Captures):
         """Journal and newest capture of a directory as they were before this kernel tracked into it."""
         self._unset: dict[str, Any] = {}
         """Restored pieces that live in context variables, until a cell's context can take them."""
+        proving.guard(self.kernel, self.prove)
+        self.proven: Callable[[], None] = lambda: None
+        """Called when all restored variables are verified: the report is final."""
         self._hooks = {
             "pre_execute": self._pre_execute,
             "post_execute": self._post_execute,
@@ -151,7 +154,9 @@ class Engine(Captures):
     ) -> Restored:
         """Restore into this kernel. ``in_cell``: from inside a cell; ``replay``: what ran and waited there is
         run afterwards. Raises ``CannotRestore``."""
+        self.prove()
         done = restore(directory, manifest, self.shell, self.base, in_cell=in_cell)
+        self._watch(done, in_cell=in_cell)
         self.report = done.report
         self._unset = dict(done.in_context)
         self._log = list(done.cells)
@@ -183,6 +188,25 @@ class Engine(Captures):
         self._fresh = True
         self._arm()
         return done
+
+    def _watch(self, done: Restored, *, in_cell: bool) -> None:
+        """Have what is still being verified taken note of when it is."""
+        self.unproven = done.unproven
+        if not self.unproven:
+            return
+        running = asking.message(self.kernel) if in_cell else None
+        if self.loop is None or (
+            in_cell and (running is None or not journal.own_lines(running["content"]["code"]))
+        ):
+            self.prove()  # the rest of this cell may look at anything
+            return
+        self.unproven.then(lambda: self._back(self._verified))
+
+    def _verified(self) -> None:
+        self.prove()
+        self.proven()
+        self._advance()
+        self._arm()
 
     @property
     def directory(self) -> Path | None:
@@ -239,6 +263,7 @@ class Engine(Captures):
 
     def capture_here(self, directory: Path) -> Fields:
         """Capture at once, from inside a cell, into any directory; returns when it is durable."""
+        self.prove()
         collector = Collector(self.shell, self.kernel, self.base)
         snapshot = drained(collector.collect(None, list(self._log)))
         recorder = Recorder(directory.absolute(), None)
@@ -271,6 +296,10 @@ class Engine(Captures):
 
     def _pre_execute(self) -> None:
         self._depth += 1
+        if self.unproven:
+            running = asking.message(self.kernel)
+            if self._depth > 1 or running is None or running["content"].get("user_expressions"):
+                self.prove()
         if self._depth > 1:
             return
         if self._threads is None:
@@ -288,7 +317,13 @@ class Engine(Captures):
         elif self.pauser is not None:
             self.pauser.begins(asking.message(self.kernel))
 
-    def _pre_run_cell(self, _info: Any) -> None:
+    def _pre_run_cell(self, info: Any) -> None:
+        if self.unproven:
+            source = self.shell.transform_cell(info.raw_cell)
+            self.prove(self.unproven.needs(source, self.shell.user_ns, self.base.root))
+        for entry in self._amended:
+            print(f"{entry.name}: {entry.outcome}: {entry.reason}", file=sys.stderr)
+        self._amended = []
         if self._depth == 1:
             self._current = (self._current[0], False)
 

@@ -31,6 +31,8 @@ USAGE = """%roost track DIR         capture into DIR after each cell, and answer
 DOOR = "engine.json"
 """In a tracked directory: where the kernel that tracks into it answers."""
 REPORT = "restore-report.json"
+VERIFY_S = 0.1
+"""How long a restore waits for what is being verified; cells wait for what they use, as long as it takes."""
 LONGEST_SOCKET = 100
 """Bytes of a unix socket's path; the system's limit is 107."""
 
@@ -132,10 +134,18 @@ class Magic:
             print(f"not restored: {error}")
             return
         done.report += files.report
+        if done.unproven:
+            done.unproven.wait(VERIFY_S)
+        if done.unproven and done.unproven.verified:
+            self._engine.prove()
         _keep_report(where, number, done)
+        self._engine.proven = lambda: _keep_report(where, number, done)
         self._engine.again.told = lambda after: self._ended(where, number, done, after)
         print(f"restored number {number} in {done.seconds:.2f} s")
         self._report()
+        if done.unproven:
+            names = done.unproven.names
+            print(f"{len(names)} of them still verified, cells wait for that: {_few(names)}")
 
     def _ended(self, where: Path, number: int, done: Restored, after: list[Entry]) -> None:
         """The cells that ran or waited have ended in this kernel: what became of them."""
@@ -193,6 +203,10 @@ class Magic:
                 print(_told(entry.name, entry.outcome, entry.reason, entry.advice))
 
 
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
 def _told(name: str, outcome: str, reason: str, advice: str) -> str:
     return f"{name}: {outcome}: {reason}" + (f" ({advice})" if advice else "")
 
@@ -215,6 +229,7 @@ def _keep_report(where: Path, number: int, done: Restored) -> None:
     content = {
         "number": number,
         "seconds": round(done.seconds, 3),
+        "verifying": done.unproven.names if done.unproven else [],
         "entries": [asdict(entry) for entry in done.report],
     }
     with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 Runs on the main thread. One group's failure never costs the others; nothing is left out silently.
 """
 
+import contextlib
 import gc
 import json
 import linecache
@@ -11,6 +12,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from typing import Any
 from roost.runtime.kernel import checks, process, rebuild, rebuild_state, rebuild_tasks
 from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
-from roost.runtime.kernel.chunks import DamagedChunk, Reader
+from roost.runtime.kernel.chunks import DamagedChunk, Reader, mapped
 from roost.runtime.kernel.format import (
     KEPT,
     LOOP,
     REBUILT,
     REFUSED,
     Entry,
+    Extent,
     FormatError,
     Group,
     Manifest,
@@ -34,8 +37,10 @@ from roost.runtime.kernel.format import (
     read,
 )
 from roost.runtime.kernel.process import libraries
+from roost.runtime.kernel.proving import Opening, Unproven
 
 DAMAGED = "stored bytes are damaged"
+AGAIN = "run the cells that make it again"
 _RESULT = re.compile(r"Out\[(\d+)\]")
 
 
@@ -59,6 +64,8 @@ class Restored:
     """Values of ``process.IN_CONTEXT``."""
     loops: dict[int, Any] = field(default_factory=dict)
     """Iterators of the loops that the running cell stood in, by number."""
+    unproven: Unproven | None = None
+    """Variables whose bytes are still being verified."""
 
 
 def restore(
@@ -76,11 +83,8 @@ def restore(
     begun = time.perf_counter()
     manifest = checked(manifest_file)
     reader = Reader(directory)
-    try:
-        cells = [c for extent in manifest.cells for c in from_block(reader.content((extent,)))]
-    except (OSError, ValueError, TypeError) as error:
-        raise CannotRestore("damaged", f"the cell log cannot be read: {error}") from error
-    done = Restored(manifest, cells)
+    cells, told = _log(reader, manifest)
+    done = Restored(manifest, cells, told)
     rebuild.set_root(base.root)
     job = _Restore(manifest, reader, shell, base, done)
     collecting = gc.isenabled()
@@ -99,6 +103,7 @@ def restore(
         value = job.piece(name, process.AFTER)
         if value is not None and name in process.IN_CONTEXT:
             done.in_context[name] = value
+    done.unproven = job.unproven
     done.seconds = time.perf_counter() - begun
     done.report.sort(key=lambda entry: entry.name)
     return done
@@ -123,6 +128,30 @@ def checked(path: Path) -> Manifest:
     return manifest
 
 
+def _log(reader: Reader, manifest: Manifest) -> tuple[list[Cell], list[Entry]]:
+    """The cell log, of an older checkpoint when its bytes are damaged. Raises ``CannotRestore``."""
+    fault: Exception | None = None
+    for one in (manifest, *_older(reader.directory, manifest.number)):
+        try:
+            cells = [c for extent in one.cells for c in from_block(reader.content((extent,)))]
+        except (OSError, ValueError, TypeError) as error:
+            fault = fault or error
+            continue
+        if one is manifest:
+            return cells, []
+        reason = f"as it was in checkpoint {one.number}: {fault}"
+        return cells, [Entry("In", REBUILT, reason, "the newest cells' text is lost")]
+    raise CannotRestore("damaged", f"the cell log cannot be read: {fault}")
+
+
+def _older(directory: Path, number: int) -> Iterator[Manifest]:
+    """The checkpoints before this one that can be read, newest first."""
+    for one in reversed(manifest_numbers(directory)):
+        if one < number:
+            with contextlib.suppress(OSError, FormatError):
+                yield read(manifest_path(directory, one))
+
+
 class _Restore:
     def __init__(
         self,
@@ -141,6 +170,7 @@ class _Restore:
         self._in_context = done.in_context
         self._pieces: dict[str, Any] = {}
         self._figures: dict[int, Any] = {}
+        self.unproven = Unproven(reader, self._amend)
 
     def run(self) -> None:
         """Everything up to the rebuilt variables."""
@@ -171,12 +201,24 @@ class _Restore:
         if extents is None:
             return None
         try:
-            value = pickle.loads(self._reader.content(extents))
+            value = pickle.loads(self._bytes(name, extents))
             pieces[name][1](value, self._base, self._shell)
         except Exception as error:  # one piece never costs the others
             self._report.append(Entry(f"process: {name}", REFUSED, _reason(error)))
             return None
         return value
+
+    def _bytes(self, name: str, extents: tuple[Extent, ...]) -> bytes:
+        """A piece's pickle, an older one when it is damaged: then the report says so."""
+        try:
+            return self._reader.content(extents)
+        except DamagedChunk:
+            for former in _older(self._reader.directory, self._manifest.number):
+                with contextlib.suppress(DamagedChunk, KeyError):
+                    content = self._reader.content(former.state[name])
+                    self._report.append(Entry(f"process: {name}", REBUILT, _former(former.number)))
+                    return content
+            raise
 
     def _groups(self) -> None:
         """Open every group; one that needs another is tried again after it."""
@@ -186,7 +228,7 @@ class _Restore:
         while waiting:
             failed = []
             for group in waiting:
-                reason = self._open(group)
+                reason = self._open(group, later=self._later(group))
                 if reason:
                     faults[group.names] = reason
                     failed.append(group)
@@ -194,44 +236,82 @@ class _Restore:
                 break
             waiting = failed
         for group in waiting:
-            if faults[group.names].startswith(DAMAGED) and self._older(group):
-                continue
-            advice = "run the cells that make it again"
-            self._report += [Entry(n, REFUSED, faults[group.names], advice) for n in group.names]
+            lost = set(group.names)
+            if faults[group.names].startswith(DAMAGED):
+                lost -= self._former(group)
+            self._report += [
+                Entry(n, REFUSED, faults[group.names], AGAIN) for n in group.names if n in lost
+            ]
+        # What runs code of the notebook before the next cell may look at any variable.
+        if self._manifest.rebuilds or any(
+            name.startswith(("task ", "timer ")) for g in self._manifest.groups for name in g.names
+        ):
+            self.unproven.settle()
 
-    def _older(self, group: Group) -> bool:
-        """Open the newest older state of a group whose stored bytes are damaged; the report says so."""
-        directory = self._reader.directory
-        tried = [group]
-        for number in reversed(manifest_numbers(directory)):
-            if number >= self._manifest.number:
-                continue
-            try:
-                groups = read(manifest_path(directory, number)).groups
-            except (OSError, FormatError):  # damaged too
-                continue
-            former = next((g for g in groups if g.names == group.names and g not in tried), None)
-            if former is None:
-                continue
-            tried.append(former)
-            told = len(self._report)
-            if not self._open(former):
-                reason = f"as it was in checkpoint {number}: its newer stored bytes are damaged"
-                advice = "run the cells since then that change it again"
-                self._report[told:] = [Entry(n, REBUILT, reason, advice) for n in group.names]
-                return True
-        return False
+    def _later(self, group: Group) -> bool:
+        """Whether the group's memory may be verified while it lies in the namespace: plain variables."""
+        return all(name.isidentifier() and not name.startswith("_") for name in group.names)
 
-    def _open(self, group: Group) -> str:
+    def _amend(self, group: Group) -> list[Entry]:
+        """A group that lies in the namespace is damaged: nobody has seen it yet."""
+        space = self._shell.user_ns
+        for name in group.names:
+            space.pop(name, None)
+        self._report[:] = [entry for entry in self._report if entry.name not in group.names]
+        told = len(self._report)
+        with quiet():
+            lost = set(group.names) - self._former(group)
+        self._report += [Entry(n, REFUSED, DAMAGED, AGAIN) for n in group.names if n in lost]
+        amended = self._report[told:]
+        self._report.sort(key=lambda entry: entry.name)
+        return amended
+
+    def _former(self, group: Group) -> set[str]:
+        """Open the newest older state of variables whose stored bytes are damaged; the report says so.
+
+        Returns the variables that were there.
+        """
+        left, tried = set(group.names), [group]
+        for manifest in _older(self._reader.directory, self._manifest.number):
+            for former in manifest.groups:
+                names = left.intersection(former.names)
+                if not names or former in tried:
+                    continue
+                tried.append(former)
+                told = len(self._report)
+                if not self._open(former, only=names):
+                    advice = "run the cells since then that change it again"
+                    reason = _former(manifest.number)
+                    self._report[told:] = [Entry(n, REBUILT, reason, advice) for n in sorted(names)]
+                    left -= names
+            if not left:
+                break
+        return set(group.names) - left
+
+    def _open(self, group: Group, *, later: bool = False, only: set[str] | None = None) -> str:
+        """Put a group's variables in their places (``only``: these); the reason when that fails.
+
+        ``later``: its memory may be verified afterwards.
+        """
+        later = later and any(map(mapped, group.buffers))
         try:
-            buffers = [self._reader.buffer(buffer) for buffer in group.buffers]
-            values = pickle.loads(self._reader.content(group.extents), buffers=buffers)
+            buffers = [self._reader.buffer(buffer, proven=not later) for buffer in group.buffers]
+            content = self._reader.content(group.extents)
+            if later:
+                opening = Opening(content, buffers, lambda: self._reader.prove(group.buffers))
+                values = opening.load()
+                later = not opening.proven
+            else:
+                values = pickle.loads(content, buffers=buffers)
             rebuild_tasks.start()
         except BaseException as error:  # the user's own __setstate__ may raise anything
             rebuild_tasks.forget()
             return _reason(error)
+        if later:
+            self.unproven.add(group)
         for name, value in zip(group.names, values, strict=True):
-            self._set(name, value)
+            if only is None or name in only:
+                self._set(name, value)
         noted = {note.name: note for note in group.notes}
         self._report += [
             noted.get(name, Entry(name, KEPT))
@@ -336,6 +416,10 @@ def _history(shell: Any, cells: list[Cell], count: int, *, in_cell: bool) -> Non
                 places[cell.file] = cell.count
     # Until IPython 9.8 the cell that asked for this raises the counter once more when it ends.
     shell.execution_count = count - 1 if in_cell and not raised else count
+
+
+def _former(number: int) -> str:
+    return f"as it was in checkpoint {number}: its newer stored bytes are damaged"
 
 
 def _reason(error: BaseException) -> str:

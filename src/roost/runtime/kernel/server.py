@@ -161,6 +161,11 @@ class Server:
     async def _restore(self, request: Fields) -> Fields:
         directory, manifest = Path(request["dir"]), Path(request["manifest"])
         done = await self._between_cells(lambda: self._engine.restore(directory, manifest))
+        if done.unproven:
+            verified = asyncio.Event()
+            done.unproven.then(lambda: self._loop.call_soon_threadsafe(verified.set))
+            await verified.wait()
+            await self._between_cells(self._engine.prove)
         return {
             "report": [asdict(entry) for entry in done.report],
             "seconds": done.seconds,
