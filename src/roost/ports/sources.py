@@ -28,7 +28,7 @@ class PoolFact(Fact, frozen=True, kw_only=True):
     """``aws``, ``azure``, ``gcp``."""
     region: str
     zone: str = ""
-    """AWS: the zone id (``use1-az4``) where the source tells it, else the account's name; empty = the region."""
+    """AWS: the zone id (``use1-az4``) where told, else the account's zone name; empty = the region."""
     instance_type: str
 
 
@@ -61,19 +61,20 @@ class InterruptionBand(PoolFact, frozen=True, kw_only=True):
 
 
 class PlacementScore(PoolFact, frozen=True, kw_only=True):
-    """How likely a request for ``capacity`` machines succeeds now, in the vendor's own scale."""
+    """How likely a request for ``capacity`` machines succeeds now, in the vendor's own scale.
+
+    ``instance_type`` holds all types of the request, joined with commas, where the score is of a set.
+    """
 
     KIND = "placement_score"
     KEY = ("provider", "region", "zone", "instance_type", "scale", "capacity")
 
     scale: str
-    """``aws_1_10``, ``spotlake_1_3`` or ``azure_high_medium_low``."""
+    """``aws_1_10``, ``spotlake_1_3``, ``spotlake_t3`` (largest capacity that scored 3), ``azure_1_3``."""
     score: float | None
     """None: the vendor names no score; ``label`` says why."""
     label: str = ""
     capacity: int = 1
-    instance_types: str = ""
-    """All types of the request, joined with commas, where the score is of a set."""
 
 
 class PreemptionRate(PoolFact, frozen=True, kw_only=True):
