@@ -1,23 +1,26 @@
 """Ranks offers by expected cost per useful hour and says why. Pure; never reads a file, a clock or a network.
 
-    cost = counted price x (1 + moves) x (1 + distance) / speed + waiting
+    rate = counted price x (1 + distance) / performance + losses per hour x cost of a loss
+    cost of a loss = what an hour of being down costs x max(frozen, launch + move - notice)
 
 - counted price: the price, but never below ``PRICE_FLOOR`` of on-demand. This is the guard against walking
   down the ladder: the last rungs of ever cheaper, ever less sought-after pools earn nothing.
-- moves: losses per hour x the hours each one costs the machine (capture, boot beyond the notice, redo).
-- waiting: losses per hour x the same hours, at what the hour of the waiting person costs. Machines are cheap
-  beside people, so this is the term by which stability counts.
-- speed: measured, relative to the median type; unmeasured types get the lower quartile.
+- performance: measured, relative to the median type; unmeasured types get the lower quartile.
 - distance: ``PER_KM`` for every kilometre to the place asked for.
+- losses: the hazard of ``survival``, one scale for all clouds. On-demand is the pool that only its hardware
+  takes away. An hour down costs what the waiting person's does: machines are cheap beside people, so this is
+  the term by which stability counts, and by which a notice longer than launch and move is worth its money.
 
-Spread is the second guard: a short list holds few pools of a region, each type once, while others are left.
+The formula itself is ``decision.rate``. Spread is the second guard: a short list holds few pools of a region,
+each type once, while others are left.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from roost.market import decision
 from roost.market.survival import Hazard, Survival, hazard_of, survival
 from roost.ports.values import Ask, Offer, PurchaseOption
 
@@ -50,18 +53,37 @@ class RankContext(msgspec.Struct, frozen=True, kw_only=True):
     distances_km: Mapping[tuple[str, str], float] = {}
     """By (provider, region), to the place asked for; empty = distance does not count."""
     boot_s: Mapping[str, float] = {}
-    """Seconds from the create call to a running container, by provider."""
-    capture_s: float = 3.0
-    redo_s: float = 120.0
-    """Work and attention lost with each move."""
-    person_usd_hour: float = 50.0
-    """What an hour of waiting costs; 0 for work nobody waits for."""
+    """Launch: seconds from the create call to a running container, by provider."""
+    move_s: float = 3.0
+    """Seconds to bring the state over once both machines run."""
+    freeze_s: float = 3.0
+    """Seconds the work stands still for the copy, however long the notice."""
+    down_usd_hour: float = 50.0
+    """What an hour of being down costs; 0 for work nobody waits for."""
+    hazards: Mapping[str, Hazard] = {}
+    """Newer than the published bands, by offer key."""
     per_region: int = 2
     limit: int | None = None
     """How many to return; None = all, without spreading."""
 
 
-class Cost(msgspec.Struct, frozen=True):
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands behind the losses of an offer: how often, how long down, at what cost."""
+
+    hazard: Hazard
+    known: bool
+    launch_s: float
+    move_s: float
+    notice_s: float
+    freeze_s: float
+    down_s: float
+    """max(freeze, launch + move - notice)."""
+    down_usd_hour: float
+    usd: float
+    """One loss."""
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of the cost per useful hour, in USD; they add up to ``total``."""
 
     price: float
@@ -69,14 +91,10 @@ class Cost(msgspec.Struct, frozen=True):
     """Added where the price is below the floor."""
     speed: float
     """Added by a slow machine, negative for a fast one."""
-    moves: float
     distance: float
-    waiting: float
-
-    @property
-    def total(self) -> float:
-        """USD per useful hour."""
-        return self.price + self.floor + self.speed + self.moves + self.distance + self.waiting
+    losses: float
+    total: float
+    """USD per useful hour: ``decision.rate``."""
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +111,24 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def loss_of(offer: Offer, context: RankContext) -> Loss:
+    """How often an offer is lost and what one loss costs, factor by factor."""
+    rate, known = hazard_of(offer, context.prior, context.hazards)
+    launch_s = context.boot_s.get(offer.provider, UNKNOWN_BOOT_S)
+    down = decision.down_s(context.freeze_s, launch_s, context.move_s, offer.notice_s)
+    return Loss(
+        hazard=rate,
+        known=known,
+        launch_s=launch_s,
+        move_s=context.move_s,
+        notice_s=offer.notice_s,
+        freeze_s=context.freeze_s,
+        down_s=down,
+        down_usd_hour=context.down_usd_hour,
+        usd=decision.loss_usd(context.down_usd_hour, down),
+    )
+
+
 def cost(offer: Offer, context: RankContext) -> Cost:
     """The expected cost per useful hour of one offer, term by term."""
     price = offer.price_usd_hour
@@ -100,20 +136,18 @@ def cost(offer: Offer, context: RankContext) -> Cost:
     if offer.purchase_option is PurchaseOption.SPOT:
         counted = max(price, PRICE_FLOOR * offer.on_demand_usd_hour)
     speed = context.speeds.get((offer.provider, offer.instance_type))
-    useful = counted / (context.unknown_speed if speed is None else speed.relative)
-    rate, _ = hazard_of(offer, context.prior)
-    boot_s = context.boot_s.get(offer.provider, UNKNOWN_BOOT_S)
-    freeze_s = context.capture_s + max(0.0, boot_s + context.capture_s - offer.notice_s)
-    lost_share = rate.expected * (freeze_s + context.redo_s) / 3600.0
-    far = context.distances_km.get((offer.provider, offer.region), 0.0) * PER_KM
-    moved = useful * (1.0 + lost_share)
+    relative = context.unknown_speed if speed is None else speed.relative
+    far = 1.0 + context.distances_km.get((offer.provider, offer.region), 0.0) * PER_KM
+    loss = loss_of(offer, context)
+    useful = counted / relative
+    near = decision.rate(counted * far, relative, 0.0, 0.0)
     return Cost(
-        price,
-        counted - price,
-        useful - counted,
-        moved - useful,
-        moved * far,
-        lost_share * context.person_usd_hour,
+        price=price,
+        floor=counted - price,
+        speed=useful - counted,
+        distance=near - useful,
+        losses=loss.hazard.expected * loss.usd,
+        total=decision.rate(counted * far, relative, loss.hazard.expected, loss.usd),
     )
 
 
@@ -139,40 +173,59 @@ def rank(offers: Iterable[Offer], ask: Ask, context: RankContext) -> list[Ranked
     Ties are broken by the offer's key, so that the order of ``offers`` never matters.
     """
     scored = [(cost(offer, context), offer) for offer in allowed(offers, ask)]
-    ordered = sorted(scored, key=lambda s: (s[0].total, s[1].key))
-    chosen = (
-        ordered if context.limit is None else spread(ordered, context.limit, context.per_region)
-    )
-    if not chosen:
+    if not scored:
         return []
+    ordered = sorted(scored, key=lambda s: (s[0].total, s[1].key))
     cheapest = min(offer.price_usd_hour for _, offer in scored)
-    return [
-        _ranked(number, entry, chosen[0], cheapest, ask, context)
-        for number, entry in enumerate(chosen, start=1)
-    ]
+    if context.limit is not None:
+        groups = [(_region(offer), _kind(offer)) for _, offer in ordered]
+        chosen, _ = spread(groups, context.limit, context.per_region)
+        ordered = [ordered[place] for place in chosen]
+    return describe([offer for _, offer in ordered], cheapest, ask, context)
+
+
+def _region(offer: Offer) -> Hashable:
+    return offer.provider, offer.region
+
+
+def _kind(offer: Offer) -> Hashable:
+    return offer.instance_type, offer.purchase_option
 
 
 def spread(
-    ordered: Sequence[tuple[Cost, Offer]], limit: int, per_region: int
-) -> list[tuple[Cost, Offer]]:
-    """The best ``limit`` in order: of a region ``per_region`` at most, each type once, while others are left.
+    groups: Iterable[tuple[Hashable, Hashable]], limit: int, per_region: int
+) -> tuple[list[int], bool]:
+    """Which of the offers, given best first as (region, type), make the short list: their places, in order.
 
+    Also whether it is full without filling up: then no offer after these changes it.
+
+    Of a region ``per_region`` at most, each type once, while others are left; the best others fill up.
     The zones of a region share much of their fate: a list of one type's zones is no choice.
     """
-    seen: Counter[tuple[str, ...]] = Counter()
-    chosen: list[tuple[Cost, Offer]] = []
-    rest: list[tuple[Cost, Offer]] = []
-    for entry in ordered:
-        offer = entry[1]
-        place = (offer.provider, offer.region)
-        pool = (*place, offer.instance_type, offer.purchase_option)
-        if seen[place] < per_region and not seen[pool] and len(chosen) < limit:
-            seen.update((place, pool))
-            chosen.append(entry)
+    seen: Counter[Hashable] = Counter()
+    chosen: list[int] = []
+    rest: list[int] = []
+    for place, (region, kind) in enumerate(groups):
+        pool = (region, kind)
+        if seen[region] < per_region and not seen[pool]:
+            seen.update((region, pool))
+            chosen.append(place)
+            if len(chosen) == limit:
+                break
         elif len(rest) < limit:
-            rest.append(entry)
-    chosen += rest[: limit - len(chosen)]
-    return sorted(chosen, key=lambda s: (s[0].total, s[1].key))
+            rest.append(place)
+    return sorted(chosen + rest[: limit - len(chosen)]), len(chosen) == limit
+
+
+def describe(
+    ordered: Sequence[Offer], cheapest: float, ask: Ask, context: RankContext
+) -> list[Ranked]:
+    """The offers in their order, each with its numbers and the reason; ``cheapest``: of all candidates."""
+    entries = [(cost(offer, context), offer) for offer in ordered]
+    return [
+        _ranked(number, entry, entries[0], cheapest, ask, context)
+        for number, entry in enumerate(entries, start=1)
+    ]
 
 
 def _ranked(
@@ -184,7 +237,7 @@ def _ranked(
     context: RankContext,
 ) -> Ranked:
     terms, offer = entry
-    lasts = survival(offer, 24.0, context.prior)
+    lasts = survival(offer, 24.0, context.prior, context.hazards)
     speed = context.speeds.get((offer.provider, offer.instance_type))
     distance = context.distances_km.get((offer.provider, offer.region))
     lead = _lead_best(offer, cheapest) if number == 1 else _lead(terms, best[0])
@@ -218,14 +271,14 @@ def differences(terms: Cost, other: Cost) -> dict[str, float]:
     def shares(c: Cost) -> tuple[float, float, float]:
         counted = max(c.price + c.floor, 1e-9)
         useful = counted + c.speed
-        return counted, useful / counted, 1.0 + c.distance / (useful + c.moves)
+        return counted, useful / counted, 1.0 + c.distance / useful
 
     mine, others = shares(terms), shares(other)
     found = {
         name: a / b - 1.0
         for name, a, b in zip(("price", "speed", "distance"), mine, others, strict=True)
     }
-    found["stability"] = (terms.waiting + terms.moves - other.waiting - other.moves) / other.total
+    found["stability"] = (terms.losses - other.losses) / other.total
     return found
 
 
@@ -233,7 +286,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "price": ("dearer", "cheaper"),
     "speed": ("slower", "faster"),
     "distance": ("farther", "nearer"),
-    "stability": ("moves cost more", "moves cost less"),
+    "stability": ("losses cost more", "losses cost less"),
 }
 """How a difference is called: worse, better."""
 
@@ -243,7 +296,8 @@ def _lead(terms: Cost, best: Cost) -> str:
     if extra < 0.0005:
         return "as good as the best"
     found = differences(terms, best)
-    worse = [WORDS[n][0] for n, v in sorted(found.items(), key=lambda i: -i[1]) if v > CLEARLY]
+    clearly = min(CLEARLY, max(found.values()))  # the largest difference always has its word
+    worse = [WORDS[n][0] for n, v in sorted(found.items(), key=lambda i: -i[1]) if v >= clearly > 0]
     better = [WORDS[n][1] for n, v in sorted(found.items(), key=lambda i: i[1]) if v < -CLEARLY]
     words = " and ".join(worse[:2])
     if better:
@@ -255,8 +309,10 @@ def stability(offer: Offer, lasts: Survival) -> str:
     """The stability of an offer in words; what is unknown is said to be unknown."""
     if offer.purchase_option is not PurchaseOption.SPOT:
         return "not interruptible"
-    if lasts.known:
+    if lasts.known and offer.interruption_bucket is not None:
         return f"{offer.interruption_bucket} interrupted a month"
+    if lasts.known:
+        return f"observed: survives 24 h {lasts.p:.3f} [{lasts.low:.3f}-{lasts.high:.3f}]"
     return f"stability unknown: pooled prior {lasts.p:.2f} [{lasts.low:.2f}-{lasts.high:.2f}]"
 
 

@@ -1,25 +1,21 @@
-"""The constraints of an ask as filters over the catalogue's columns, each able to say what it lacks."""
+"""The constraints of an ask as filters over the offers' arrays, each able to say what it lacks."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import msgspec
-import polars as pl
+import numpy as np
 
+from roost.market.columns import Codes, Columns, Floats, Mask, Rows
 from roost.ports.values import Ask, PurchaseOption
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """One constraint: its text, its filter, and what it says of the offers that all others let through."""
+    """One constraint: its text, its filter, and what it says of the rows that all others let through."""
 
     text: str
-    passes: pl.Expr
-    tell: Callable[[pl.DataFrame], str]
-
-
-def key_of() -> pl.Expr:
-    """The offer's key as a column."""
-    place = pl.when(pl.col("zone") == "").then(pl.col("region")).otherwise(pl.col("zone"))
-    return pl.concat_str("provider", place, "type", "option", separator="/")
+    passes: Callable[[Columns], Mask]
+    tell: Callable[[Columns, Rows], str]
 
 
 def limits(ask: Ask) -> list[Limit]:
@@ -30,71 +26,167 @@ def limits(ask: Ask) -> list[Limit]:
     if ask.min_notice_s > 0:
         found.append(_notice(ask.min_notice_s))
     if ask.gpus > 0:
-        found.append(_largest("gpus", ask.gpus, "GPUs"))
-    found.append(_largest("vcpus", ask.vcpus, "vCPU"))
-    found.append(_largest("memory_gib", ask.memory_gib, "GiB"))
-    for name, column, names in (
-        ("clouds", "provider", ask.clouds),
-        ("regions", "region", ask.regions),
-        ("instance_types", "type", ask.instance_types),
-        ("arch", "arch", (ask.arch,)),
-        ("purchase_options", "option", tuple(str(o) for o in ask.purchase_options)),
-    ):
-        if names:
-            found.append(_one_of(name, column, names))
-    for name, looked_at, unwanted in (
-        ("avoid_clouds", pl.col("provider"), ask.avoid_clouds),
-        ("avoid_regions", pl.col("region"), ask.avoid_regions),
-        ("avoid_pools", key_of(), ask.avoid_pools),
-    ):
-        if unwanted:
-            found.append(_none_of(name, looked_at, unwanted))
+        found.append(_largest("gpus", ask.gpus, "GPUs", lambda c: c.types.gpus))
+    found.append(_largest("vcpus", ask.vcpus, "vCPU", lambda c: c.types.vcpus))
+    found.append(_largest("memory_gib", ask.memory_gib, "GiB", lambda c: c.types.memory_gib))
+    options = tuple(str(o) for o in ask.purchase_options)
+    found += [
+        _one_of(name, wanted, every, of)
+        for name, wanted, every, of in (
+            ("clouds", ask.clouds, _clouds, _region_of),
+            ("regions", ask.regions, _regions, _region_of),
+            ("instance_types", ask.instance_types, _types, _type_of),
+            ("arch", (ask.arch,), _archs, _type_of),
+            ("purchase_options", options, _options, _option_of),
+        )
+        if wanted
+    ]
+    if ask.avoid_clouds:
+        found.append(_none_of("avoid_clouds", ask.avoid_clouds, _clouds))
+    if ask.avoid_regions:
+        found.append(_none_of("avoid_regions", ask.avoid_regions, _regions))
+    if ask.avoid_pools:
+        found.append(_no_pool(ask.avoid_pools))
     return found
 
 
-def _largest(column: str, wanted: float, unit: str) -> Limit:
-    def tell(rest: pl.DataFrame) -> str:
-        top = rest.sort(column, descending=True).row(0, named=True)
+def passing(columns: Columns, active: Sequence[Limit]) -> Mask:
+    """The rows that all of the limits let through."""
+    mask = np.ones(columns.height, np.bool_)
+    for limit in active:
+        mask &= limit.passes(columns)
+    return mask
+
+
+Names = Callable[[Columns], Sequence[str]]
+
+
+def _clouds(columns: Columns) -> Sequence[str]:
+    return [provider for provider, _ in columns.regions]
+
+
+def _regions(columns: Columns) -> Sequence[str]:
+    return [region for _, region in columns.regions]
+
+
+def _types(columns: Columns) -> Sequence[str]:
+    return [name for _, name in columns.types.names]
+
+
+def _archs(columns: Columns) -> Sequence[str]:
+    return columns.types.arch
+
+
+def _options(_columns: Columns) -> Sequence[str]:
+    return [option.value for option in PurchaseOption]
+
+
+def _region_of(columns: Columns) -> Codes:
+    return columns.region
+
+
+def _type_of(columns: Columns) -> Codes:
+    return columns.type
+
+
+def _option_of(columns: Columns) -> Codes:
+    return columns.option
+
+
+def _largest(name: str, wanted: float, unit: str, values: Callable[[Columns], Floats]) -> Limit:
+    def passes(columns: Columns) -> Mask:
+        return (values(columns) >= wanted)[columns.type]
+
+    def tell(columns: Columns, rest: Rows) -> str:
+        codes = columns.type[rest]
+        top = codes[int(np.argmax(values(columns)[codes]))]
+        provider, kind = columns.types.names[top]
         return (
-            f"the largest of {rest.height:,} otherwise fitting offers has {top[column]:g} {unit} "
-            f"({top['provider']} {top['type']})"
+            f"the largest of {len(rest):,} otherwise fitting offers has "
+            f"{values(columns)[top]:g} {unit} ({provider} {kind})"
         )
 
-    return Limit(f"{column}={wanted:g}", pl.col(column) >= wanted, tell)
+    return Limit(f"{name}={wanted:g}", passes, tell)
 
 
-def _one_of(name: str, column: str, wanted: tuple[str, ...]) -> Limit:
-    def tell(rest: pl.DataFrame) -> str:
-        counted = rest[column].value_counts(sort=True).head(4).iter_rows()
-        there = ", ".join(f"{value} ({count:,})" for value, count in counted)
-        return f"{rest.height:,} otherwise fitting offers are elsewhere, most in {there}"
+def _one_of(
+    name: str,
+    wanted: tuple[str, ...],
+    names: Names,
+    codes: Callable[[Columns], Codes],
+) -> Limit:
+    def passes(columns: Columns) -> Mask:
+        kept = set(wanted)
+        return np.array([n in kept for n in names(columns)], np.bool_)[codes(columns)]
 
-    return Limit(f"{name}={','.join(wanted)}", pl.col(column).is_in(list(wanted)), tell)
+    def tell(columns: Columns, rest: Rows) -> str:
+        every = names(columns)
+        counted: Counter[str] = Counter()
+        for code, count in enumerate(np.bincount(codes(columns)[rest], minlength=len(every))):
+            counted[every[code]] += int(count)
+        there = ", ".join(
+            f"{value} ({count:,})" for value, count in counted.most_common(4) if count
+        )
+        return f"{len(rest):,} otherwise fitting offers are elsewhere, most in {there}"
+
+    return Limit(f"{name}={','.join(wanted)}", passes, tell)
 
 
-def _none_of(name: str, column: pl.Expr, unwanted: tuple[str, ...]) -> Limit:
-    def tell(rest: pl.DataFrame) -> str:
-        return f"it excludes all {rest.height:,} otherwise fitting offers"
+def _all_excluded(_columns: Columns, rest: Rows) -> str:
+    return f"it excludes all {len(rest):,} otherwise fitting offers"
 
-    text = ",".join(unwanted[:4]) + (" ..." if len(unwanted) > 4 else "")
-    return Limit(f"{name}={text}", ~column.is_in(list(unwanted)), tell)
+
+def _none_of(name: str, unwanted: tuple[str, ...], names: Names) -> Limit:
+    def passes(columns: Columns) -> Mask:
+        gone = set(unwanted)
+        return np.array([n not in gone for n in names(columns)], np.bool_)[columns.region]
+
+    return Limit(f"{name}={_few(unwanted)}", passes, _all_excluded)
+
+
+def _no_pool(keys: tuple[str, ...]) -> Limit:
+    def passes(columns: Columns) -> Mask:
+        mask = np.ones(columns.height, np.bool_)
+        for key in keys:
+            parts = key.split("/")
+            if len(parts) == 4:
+                mask[columns.find(*parts)] = False
+        return mask
+
+    return Limit(f"avoid_pools={_few(keys)}", passes, _all_excluded)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ",".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _price(most: float) -> Limit:
-    def tell(rest: pl.DataFrame) -> str:
-        cheapest = rest.with_columns(key=key_of()).sort("price_usd_hour", "key").row(0, named=True)
+    def passes(columns: Columns) -> Mask:
+        cheap: Mask = columns.price <= most
+        return cheap
+
+    def tell(columns: Columns, rest: Rows) -> str:
+        cheapest = int(rest[int(np.argmin(columns.price[rest]))])
         return (
-            f"the cheapest of {rest.height:,} otherwise fitting offers costs "
-            f"${cheapest['price_usd_hour']:.4f} ({cheapest['key']})"
+            f"the cheapest of {len(rest):,} otherwise fitting offers costs "
+            f"${columns.price[cheapest]:.4f} ({columns.key(cheapest)})"
         )
 
-    return Limit(f"max_usd_hour={most:g}", pl.col("price_usd_hour") <= most, tell)
+    return Limit(f"max_usd_hour={most:g}", passes, tell)
 
 
 def _notice(least_s: float) -> Limit:
-    def tell(rest: pl.DataFrame) -> str:
-        longest = rest.select(pl.col("notice_s").max()).item()
-        return f"the longest notice of {rest.height:,} otherwise fitting offers is {longest:g} s"
+    def notices(columns: Columns) -> Floats:
+        every = [columns.notice_s.get(provider, 0.0) for provider, _ in columns.regions]
+        return np.array(every)[columns.region]
 
-    uninterrupted = pl.col("option") != PurchaseOption.SPOT.value
-    return Limit(f"min_notice_s={least_s:g}", uninterrupted | (pl.col("notice_s") >= least_s), tell)
+    def passes(columns: Columns) -> Mask:
+        spot = columns.option == list(PurchaseOption).index(PurchaseOption.SPOT)
+        fair: Mask = ~spot | (notices(columns) >= least_s)
+        return fair
+
+    def tell(columns: Columns, rest: Rows) -> str:
+        longest = float(notices(columns)[rest].max())
+        return f"the longest notice of {len(rest):,} otherwise fitting offers is {longest:g} s"
+
+    return Limit(f"min_notice_s={least_s:g}", passes, tell)

@@ -1,16 +1,18 @@
 """What doors and fleet ask of the market: the ranking, and why an offer ranks where it does. Never writes."""
 
-from math import inf
-
 import msgspec
+import numpy as np
 
 from roost.market.advisor import (
     Cost,
+    Loss,
     RankContext,
     Ranked,
     cost,
+    describe,
     differences,
-    rank,
+    loss_of,
+    spread,
     stability,
 )
 from roost.market.catalogue import Catalogue
@@ -18,8 +20,8 @@ from roost.market.survival import Survival, survival
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, Offer
 
-SHORTLIST = 5_000
-"""Offers weighed one by one in the first round; more only where these could not settle the order."""
+PREFIX = 256
+"""How much of the order is looked at first; more only where the spread over regions needs it."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     excluded_by: tuple[str, ...]
     """The constraints it does not meet."""
     cost: Cost
+    loss: Loss
     usd_useful_hour: float
     survival_24h: Survival
     stability: str
@@ -46,30 +49,32 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Market:
     """The market over one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, person_usd_hour: float | None = None) -> None:
-        """``person_usd_hour``: what an hour of the waiting person costs (USD); 0 for unattended work."""
+    def __init__(self, catalogue: Catalogue, down_usd_hour: float | None = None) -> None:
+        """``down_usd_hour``: what an hour of being down costs (USD); 0 for work nobody waits for."""
         self.catalogue = catalogue
-        self._person_usd_hour = person_usd_hour
+        self._down_usd_hour = down_usd_hour
 
     def rank(self, ask: Ask, limit: int = 20) -> list[Ranked]:
-        """The best ``limit`` offers, best first, spread over regions.
+        """The best ``limit`` offers, best first, spread over regions: what ``advisor.rank`` gives over all.
 
         Raises ``Invalid`` saying which constraint leaves nothing.
         """
         if limit < 1:
             raise Invalid(f"limit={limit} shows nothing", hint="ask for at least 1")
         context = self._context(ask, limit)
-        size = SHORTLIST
+        columns, rows = self.catalogue.columns, self.catalogue.rows(ask)
+        if not len(rows):
+            raise self._nothing(ask)
+        totals = columns.totals(context, rows)
+        size = max(PREFIX, 4 * limit)
         while True:
-            offers, bound = self.catalogue.shortlist(ask, context, size)
-            ranked = rank(offers, ask, context)
-            if not ranked:
-                raise self._nothing(ask)
-            # Exact once nothing that was cut could stand before the last one shown.
-            full = len(ranked) == limit
-            if bound == inf or (full and ranked[-1].usd_useful_hour <= bound):
-                return ranked
-            size *= 4
+            ordered, all_of_them = columns.best(totals, rows, size)
+            chosen, full = spread(columns.groups(ordered), limit, context.per_region)
+            if full or all_of_them:
+                break
+            size *= 16
+        offers = [columns.offer(int(ordered[place])) for place in chosen]
+        return describe(offers, float(columns.price[rows].min()), ask, context)
 
     def why(self, offer_key: str, ask: Ask) -> Explanation:
         """Why an offer ranks where it does. Raises ``Invalid`` if there is no such offer."""
@@ -77,20 +82,24 @@ class Market:
         context = self._context(ask, 1)
         terms = cost(offer, context)
         excluded = self.catalogue.excluded_by(offer, ask)
-        rivals = self.catalogue.below(ask, context, terms.total)
-        before = sum(_order(rival, context) < _order(offer, context) for rival in rivals)
+        columns, rows = self.catalogue.columns, self.catalogue.rows(ask)
+        totals = columns.totals(context, rows)
+        own = int(columns.find(*offer.key.split("/"))[0])
+        before = np.count_nonzero(totals < terms.total)
+        before += np.count_nonzero((totals == terms.total) & (rows < own))
         try:
             winner = self.rank(ask, 1)[0]
         except Invalid:
             winner = None
         speed = context.speeds.get((offer.provider, offer.instance_type))
-        lasts = survival(offer, 24.0, context.prior)
+        lasts = survival(offer, 24.0, context.prior, context.hazards)
         return Explanation(
             offer=offer,
-            rank=None if excluded else before + 1,
-            candidates=self.catalogue.count(ask),
+            rank=None if excluded else int(before) + 1,
+            candidates=len(rows),
             excluded_by=excluded,
             cost=terms,
+            loss=loss_of(offer, context),
             usd_useful_hour=terms.total,
             survival_24h=lasts,
             stability=stability(offer, lasts),
@@ -104,16 +113,12 @@ class Market:
 
     def _context(self, ask: Ask, limit: int) -> RankContext:
         context = self.catalogue.context(ask, limit)
-        if self._person_usd_hour is None:
+        if self._down_usd_hour is None:
             return context
-        return msgspec.structs.replace(context, person_usd_hour=self._person_usd_hour)
+        return msgspec.structs.replace(context, down_usd_hour=self._down_usd_hour)
 
     def _nothing(self, ask: Ask) -> Invalid:
         return Invalid(
             self.catalogue.explain_empty(ask),
             hint="loosen that constraint, or name other clouds, regions or types",
         )
-
-
-def _order(offer: Offer, context: RankContext) -> tuple[float, str]:
-    return cost(offer, context).total, offer.key

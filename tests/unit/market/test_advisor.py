@@ -1,6 +1,5 @@
 """The advisor and the survival prior, by property."""
 
-import time
 from math import exp, isclose
 
 import msgspec
@@ -8,17 +7,22 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from roost.market.advisor import CLEARLY, Speed, cost, differences, rank
+from roost.market.advisor import CLEARLY, Speed, cost, differences, loss_of, rank
+from roost.market.decision import down_s, may_move_for_price, rate, region_cap
 from roost.market.survival import (
     BANDS,
     HARDWARE_HAZARD,
     OPEN_END,
     PUBLISHED,
+    Hazard,
+    from_preemptions,
     hazard,
     hazard_of,
+    on_one_scale,
     pooled,
     survival,
 )
+from roost.ports.errors import Invalid
 from roost.ports.values import Ask, Offer, PurchaseOption, Resources
 from tests.unit.market.offers import CONTEXT, MANY, offers
 
@@ -77,8 +81,8 @@ def test_the_terms_add_up_and_none_is_forgotten(offer):
     speed = CONTEXT.speeds.get((offer.provider, offer.instance_type))
     relative = CONTEXT.unknown_speed if speed is None else speed.relative
     assert isclose(terms.price + terms.floor + terms.speed, (terms.price + terms.floor) / relative)
-    assert min(terms.floor, terms.moves, terms.distance, terms.waiting) >= 0
-    assert terms.waiting > 0, "every machine may be lost"
+    assert min(terms.floor, terms.distance, terms.losses) >= 0
+    assert terms.losses > 0, "every machine may be lost"
 
 
 @given(offers(), st.floats(min_value=0.1, max_value=1000))
@@ -151,7 +155,7 @@ def test_stability_decides_between_equal_prices_and_on_demand_is_not_interruptib
     context = msgspec.structs.replace(CONTEXT, distances_km={})
     first, second = rank([shaky, steady], Ask(), context)
     assert first.offer == steady
-    assert "moves cost more" in second.reason
+    assert "losses cost more" in second.reason
     bought = made(purchase_option=PurchaseOption.ON_DEMAND, interruption_bucket=None)
     assert rank([bought], Ask(), context)[0].survival_24h.p > 0.999
     assert "not interruptible" in rank([bought], Ask(), context)[0].reason
@@ -189,17 +193,55 @@ def test_the_prior_always_has_an_interval_around_it(counts):
     assert prior.expected < hazard(OPEN_END)
 
 
-def test_five_thousand_offers_rank_quickly():
-    many = [
-        made(zone=f"z-{n % 70}", instance_type=f"t{n // 70}", price_usd_hour=0.03 + n % 991 / 1e4)
-        for n in range(5000)
-    ]
-    context = msgspec.structs.replace(CONTEXT, limit=20)
-    best = min(_timed(lambda: rank(many, Ask(), context)) for _ in range(5))
-    assert best < 0.15
+def test_a_notice_longer_than_launch_and_move_leaves_only_the_freeze():
+    shaky = made(interruption_bucket=">20%")
+    context = msgspec.structs.replace(CONTEXT, boot_s={"aws": 100.0}, distances_km={})
+    covered = loss_of(shaky, context)
+    assert covered.down_s == context.freeze_s == 3.0
+    short = loss_of(msgspec.structs.replace(shaky, notice_s=30.0), context)
+    assert short.down_s == 100.0 + 3.0 - 30.0
+    assert short.usd == pytest.approx(50.0 * 73.0 / 3600.0)
+    terms = cost(msgspec.structs.replace(shaky, notice_s=30.0), context)
+    assert terms.losses == PUBLISHED[">20%"].expected * short.usd
+    assert terms.total == rate(terms.price, 0.8, PUBLISHED[">20%"].expected, short.usd)
 
 
-def _timed(call) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def test_a_newer_hazard_counts_instead_of_the_band():
+    shaky = made(interruption_bucket=">20%")
+    seen = Hazard(expected=1e-5, low=1e-6, high=1e-4, source="seen")
+    context = msgspec.structs.replace(CONTEXT, hazards={shaky.key: seen})
+    assert loss_of(shaky, context).hazard is seen
+    assert cost(shaky, context).losses < cost(shaky, CONTEXT).losses
+
+
+def test_the_bands_of_all_clouds_are_one_scale():
+    prior = CONTEXT.prior
+    aws = on_one_scale(0.05, 0.10, "share_month", prior, "advisor")
+    assert aws.expected == pytest.approx(PUBLISHED["5-10%"].expected)
+    azure = on_one_scale(0.05, 0.10, "share_hour", prior, "eviction rate")
+    assert azure.expected == pytest.approx(730 * aws.expected)
+    lowest = on_one_scale(0.0, 0.05, "share_hour", prior)
+    assert lowest.expected == prior.expected, "it holds every band of AWS, so it says no more"
+    assert lowest.high == pytest.approx(hazard(0.05, 1.0))
+    most = on_one_scale(0.20, 1.0, "share_month", prior)
+    assert most.expected == pytest.approx(PUBLISHED[">20%"].expected)
+    for wrong in ((0.2, 0.1, "share_month"), (0.0, 1.5, "share_month"), (0.0, 0.1, "share_week")):
+        with pytest.raises(Invalid):
+            on_one_scale(*wrong, prior)
+
+
+def test_gcp_preempted_shares_are_an_upper_estimate_and_none_stays_unknown():
+    prior = CONTEXT.prior
+    assert from_preemptions([], prior) is None
+    seen = from_preemptions([0.1, 0.3], prior, "capacityHistory")
+    assert seen is not None
+    assert seen.expected == pytest.approx(hazard(0.2, 24.0))
+    assert (seen.low, seen.high) == (prior.low, hazard(0.3, 24.0))
+    assert seen.source == "capacityHistory"
+
+
+def test_guards_of_the_money_rule():
+    assert [region_cap(n) for n in (1, 2, 3, 4, 6, 7)] == [1, 1, 1, 2, 2, 3]
+    assert [may_move_for_price(n) for n in (0, 14, 15, 400)] == [False, False, True, True]
+    assert down_s(3, 150, 30, 120) == 60
+    assert down_s(3, 60, 20, 120) == 3

@@ -78,7 +78,7 @@ def test_why_explains_the_terms_and_what_the_best_has():
     assert result.exit_code == 0, result.output
     for said in (
         "excluded by max_usd_hour=0.05",
-        "moves: waiting person",
+        "losses x the cost of one",
         "the best is",
         "against it: price +",
     ):

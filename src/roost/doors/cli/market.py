@@ -313,9 +313,8 @@ def _show_explanation(explained: Explanation) -> None:
         ("price", terms.price),
         ("price below 15 % of on-demand", terms.floor),
         ("speed", terms.speed),
-        ("moves: machine time", terms.moves),
-        ("moves: waiting person", terms.waiting),
         ("distance", terms.distance),
+        ("losses x the cost of one", terms.losses),
     ):
         if value or name == "price":
             table.add_row(name, f"{value:+.5f}")
