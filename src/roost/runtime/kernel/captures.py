@@ -99,6 +99,11 @@ class Captures:
         if self.unproven:
             self._amended += self.unproven.settle(names)
 
+    def prove_told(self) -> None:
+        """All of them; the one who asks has a report that tells what was damaged."""
+        self.prove()
+        self._amended = []
+
     # --- as cells begin --------------------------------------------------------------------------
 
     def _let_cell_begin(self) -> None:

@@ -293,15 +293,6 @@ class Reader:
                 if not self._check(extent.chunk).run():
                     raise DamagedChunk(f"chunk {extent.chunk[:12]} is damaged")
 
-    def wait(self, seconds: float) -> None:
-        """Until all that was begun is verified, at most so long."""
-        wait(self._begun, timeout=seconds)
-
-    @property
-    def verified(self) -> bool:
-        """Whether all that was begun is verified."""
-        return all(one.done() for one in self._begun)
-
     def then(self, work: Callable[[], None]) -> None:
         """Have this called, by one of the crew, when all that was begun is verified."""
         begun = list(self._begun)

@@ -198,7 +198,7 @@ class Engine(Captures):
         if self.loop is None or (
             in_cell and (running is None or not journal.own_lines(running["content"]["code"]))
         ):
-            self.prove()  # the rest of this cell may look at anything
+            self.prove_told()  # the rest of this cell may look at anything
             return
         self.unproven.then(lambda: self._back(self._verified))
 

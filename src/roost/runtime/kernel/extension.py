@@ -31,8 +31,8 @@ USAGE = """%roost track DIR         capture into DIR after each cell, and answer
 DOOR = "engine.json"
 """In a tracked directory: where the kernel that tracks into it answers."""
 REPORT = "restore-report.json"
-VERIFY_S = 0.1
-"""How long a restore waits for what is being verified; cells wait for what they use, as long as it takes."""
+VERIFY_BYTES = 64 << 20
+"""So much is verified before a restore says that it is done; of more, cells wait for what they use."""
 LONGEST_SOCKET = 100
 """Bytes of a unix socket's path; the system's limit is 107."""
 
@@ -134,10 +134,8 @@ class Magic:
             print(f"not restored: {error}")
             return
         done.report += files.report
-        if done.unproven:
-            done.unproven.wait(VERIFY_S)
-        if done.unproven and done.unproven.verified:
-            self._engine.prove()
+        if done.unproven and done.unproven.bytes <= VERIFY_BYTES:
+            self._engine.prove_told()
         _keep_report(where, number, done)
         self._engine.proven = lambda: _keep_report(where, number, done)
         self._engine.again.told = lambda after: self._ended(where, number, done, after)

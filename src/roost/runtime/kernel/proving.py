@@ -104,14 +104,11 @@ class Unproven:
         """A group that was opened over memory that nobody has verified."""
         self._groups.update(dict.fromkeys(group.names, group))
 
-    def wait(self, seconds: float) -> None:
-        """Until all is verified, at most so long. From any thread; replaces nothing."""
-        self._reader.wait(seconds)
-
     @property
-    def verified(self) -> bool:
-        """Whether ``settle`` would not wait."""
-        return self._reader.verified
+    def bytes(self) -> int:
+        """How much memory that is."""
+        groups = {id(group): group for group in self._groups.values()}
+        return sum(buffer.size for group in groups.values() for buffer in group.buffers)
 
     def then(self, work: Callable[[], None]) -> None:
         """Have this called when all is verified, from another thread."""
