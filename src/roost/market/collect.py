@@ -1,7 +1,7 @@
-"""Brings what sources tell into the history: page by page, the cursor kept after the facts. Restart it anywhere.
+"""Brings what sources tell into the history: page by page, the cursor kept after the facts.
 
-A throttled page is asked again after the vendor's seconds; a source that fails never stops another. The clock, the
-sleep and the chance are arguments.
+It may be ended anywhere and begun again. A throttled page is asked again after the vendor's seconds; a source
+that fails never stops another. It never reads the clock: time, sleep and chance are arguments.
 """
 
 import asyncio

@@ -213,6 +213,17 @@ class History:
 
         Files that cannot be read are skipped and told in ``problems``.
         """
+        rows = self._read(kind, since, until, source, where)
+        return rows.sort("observed_at", *FACTS[kind].KEY)
+
+    def _read(
+        self,
+        kind: str,
+        since: float | None = None,
+        until: float | None = None,
+        source: str | None = None,
+        where: pl.Expr | None = None,
+    ) -> pl.DataFrame:
         self.problems = []
         frames = [pl.DataFrame(schema=schema_of(kind))]
         for folder in self._folders((kind,), since, until, source):
@@ -223,12 +234,12 @@ class History:
                 frame = self._load(kind, path)
                 if frame is not None:
                     frames.append(frame if where is None else frame.filter(where))
-        rows = _once(kind, pl.concat(frames))
+        rows = pl.concat(frames)
         if since is not None:
             rows = rows.filter(pl.col("observed_at") >= since)
         if until is not None:
             rows = rows.filter(pl.col("observed_at") <= until)
-        return rows.sort("observed_at", *FACTS[kind].KEY)
+        return _once(kind, rows)
 
     def latest(
         self,
@@ -239,8 +250,8 @@ class History:
         where: pl.Expr | None = None,
     ) -> pl.DataFrame:
         """The newest fact of each series, whoever told it; ``as_of``: what was true at that moment."""
-        rows = self.read(kind, since=since, until=as_of, where=where)
-        return rows.group_by(FACTS[kind].KEY, maintain_order=True).last().select(rows.columns)
+        rows = self._read(kind, since, as_of, where=where).sort("observed_at", "source")
+        return rows.unique(FACTS[kind].KEY, keep="last")
 
     def latest_prices(
         self, *, as_of: float | None = None, since: float | None = None
@@ -423,7 +434,10 @@ def _checked(kind: str, frame: pl.DataFrame) -> pl.DataFrame:
 def _once(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
     """Each (key, moment, source) once; of two values told for one moment the larger (the dearer) stays."""
     key = [*FACTS[kind].KEY, "observed_at", "source"]
-    return rows.sort(rows.columns, nulls_last=False).unique(key, keep="last", maintain_order=True)
+    each = rows.unique()
+    if each.select(pl.struct(key).n_unique()).item() == each.height:
+        return each
+    return each.sort(each.columns, nulls_last=False).unique(key, keep="last", maintain_order=True)
 
 
 def _parquets(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """What others collect and publish: SkyPilot's hosted catalogue, SpotLake's open data, Spare Cores' scores.
 
 Shapes: skypilot-org/skypilot-catalog ``catalogs/v8/*/vms.csv``; ddps-lab/spotlake-open-data README;
-SpareCores/sc-keeper ``GET /servers`` and its tests. Each has a licence of its own, shown to the person; nothing
-of them ships with Roost.
+SpareCores/sc-keeper ``GET /servers`` and its tests. Each has a licence of its own, shown to the person;
+nothing of them ships with Roost.
 """
 
 import csv
