@@ -2,9 +2,9 @@
 
     python tools/build_catalogue.py --source DIR --recordings DIR [--out src/roost/market/data]
 
-``--source`` holds instance_types.csv, offers.csv.gz, performance.csv, boot_times.csv; ``--recordings``
-holds the Parquet files of recorded markets. What was left out and why is printed. ``data/README.md`` names
-provenance and licences; places.csv is kept by hand and is not touched.
+``--source`` holds instance_types.csv, offers.csv.gz, performance.csv, boot_times.csv and
+purchase_options.csv; ``--recordings`` holds the Parquet files of recorded markets. What was left out and why
+is printed. ``data/README.md`` names provenance and licences; places.csv is kept by hand and is not touched.
 """
 
 import argparse
@@ -23,6 +23,9 @@ PRICE_OUTLIER = (0.5, 3.0)
 """On-demand prices outside this range of the type's median over regions are errors of the source."""
 BURSTABLE_ON_GCP = ["e2-micro", "e2-small", "e2-medium", "f1-micro", "g1-small"]
 """The shared-core types. The source marks all of their families, full-core members included."""
+
+UNLICENSED = "ec2instances.info dump"
+"""A copy of a site's data whose licence is not stated: read by its user with ``--prices``, never shipped."""
 
 RECORDINGS = {
     "aws-p3": {
@@ -127,6 +130,27 @@ def boot_times(source: Path) -> pl.DataFrame:
     return table.rename({"cloud": "provider"}).sort("provider", "type", "day", maintain_order=True)
 
 
+def purchase_options(source: Path) -> tuple[pl.DataFrame, int]:
+    """What commitments and dedication cost, as far as the licences permit, and how many rows were left out."""
+    table = pl.read_csv(source / "purchase_options.csv", infer_schema_length=None)
+    shipped = table.filter(~pl.col("source").str.starts_with(UNLICENSED))
+    kept = shipped.select(
+        provider="cloud",
+        scope="scope",
+        region="region",
+        option="option",
+        metric="metric",
+        value=pl.col("value").cast(pl.Float64),
+        low=pl.col("low").cast(pl.Float64),
+        high=pl.col("high").cast(pl.Float64),
+        samples=pl.col("n").cast(pl.Int32),
+        basis="basis",
+        source="source",
+        as_of="as_of",
+    ).sort("provider", "option", "scope", "region", "source")
+    return kept, table.height - kept.height
+
+
 def interruptions(recordings: Path) -> pl.DataFrame:
     """Seconds between loss events, and how many were lost at each, per recording."""
     events = pl.read_parquet(recordings / "bamboo_cluster_events_2021.parquet")
@@ -184,11 +208,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     types = instance_types(args.source)
     offered, left_out = offers(args.source, types)
+    purchases, unlicensed = purchase_options(args.source)
     tables = {
         "instance_types": types,
         "offers": offered,
         "performance": performance(args.source),
         "boot_times": boot_times(args.source),
+        "purchase_options": purchases,
         "interruptions": interruptions(args.recordings),
     }
     for name, table in tables.items():
@@ -197,6 +223,7 @@ def main() -> None:
         print(f"{name}: {table.height:,} rows, {path.stat().st_size:,} bytes")
     for reason, rows in left_out.items():
         print(f"offers left out, {reason}: {rows:,}")
+    print(f"purchase options left out, no stated licence: {unlicensed:,}")
     text = json.dumps(facts(offered), indent=1, sort_keys=True)
     (args.out / "facts.json").write_text(text + "\n", encoding="utf-8")
 

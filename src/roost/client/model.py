@@ -230,6 +230,8 @@ class CostLineView(msgspec.Struct, frozen=True, kw_only=True):
     usd: float
     on_demand_usd: float
     running: bool
+    started_s: float = 0.0
+    """UTC seconds at which the first charged second began."""
 
 
 class CostView(msgspec.Struct, frozen=True, kw_only=True):

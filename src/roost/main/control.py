@@ -160,6 +160,7 @@ class Control:
                 role=line.role,
                 offer=line.offer_key,
                 purchase_option=str(line.purchase_option),
+                started_s=line.started_s,
                 seconds=line.seconds,
                 price_usd_hour=line.price_usd_hour,
                 usd=usd(line.charge_nano_usd),

@@ -43,6 +43,11 @@ BOOTS = """cloud,type,day,kernel_up_s,container_running_s
 aws,m5.xlarge,2026-01-01,10,100
 aws,m5.xlarge,2026-01-02,12,200
 """
+PURCHASES = """cloud,scope,region,option,metric,value,low,high,n,basis,source,as_of
+aws,m5,us-east-1,reserved_standard_1y_all_upfront,ratio_to_on_demand,0.59,0.58,0.6,9,computed,LeanerCloud,2023-08-30
+aws,m5,us-east-1,reserved_standard_3y_all_upfront,ratio_to_on_demand,0.38,,,,computed,ec2instances.info dump in x,2019-04-05
+azure,*,*,reserved_3y,best_case_discount_pct,72,,,,published,Azure reservations doc,
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -53,6 +58,7 @@ def sources(tmp_path: Path) -> list[str]:
     (tables / "instance_types.csv").write_text(TYPES)
     (tables / "performance.csv").write_text(SCORES)
     (tables / "boot_times.csv").write_text(BOOTS)
+    (tables / "purchase_options.csv").write_text(PURCHASES)
     (tables / "offers.csv.gz").write_bytes(gzip.compress(OFFERS.encode()))
     pl.DataFrame({"t_s": [0.0, 60.0, 60.0, 100.0], "delta": [1, -1, -1, -1]}).write_parquet(
         recorded / "bamboo_cluster_events_2021.parquet"
@@ -80,7 +86,7 @@ def test_two_runs_give_the_same_bytes(tmp_path, sources):
     one, two = tmp_path / "one", tmp_path / "two"
     assert build(sources, one) == build(sources, two)
     names = sorted(f.name for f in one.iterdir())
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
@@ -121,3 +127,11 @@ def test_recordings_keep_the_seconds_between_losses(tmp_path, sources):
         ("gcp-lifetimes", 0, 3600.0, 1),
         ("gcp-lifetimes", 1, 7200.0, 1),
     ]
+
+
+def test_purchase_options_without_a_stated_licence_are_left_out_and_counted(tmp_path, sources):
+    said = build(sources, tmp_path / "out")
+    assert "purchase options left out, no stated licence: 1" in said
+    rows = pl.read_parquet(tmp_path / "out" / "purchase_options.parquet")
+    assert rows["option"].to_list() == ["reserved_standard_1y_all_upfront", "reserved_3y"]
+    assert rows["value"].to_list() == [0.59, 72.0]
