@@ -1,0 +1,1 @@
+"""How long a pool lasts: online features, the hazard model, its training and its evaluation."""
