@@ -2,7 +2,7 @@
 
 import pytest
 
-from roost.runtime.kernel.cells import BLOCK, Cell, blocks, from_block, names_of
+from roost.runtime.kernel.cells import BLOCK, Blocks, Cell, from_block, names_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,15 @@ def test_names(code: str, names: set[str] | None) -> None:
 
 def test_full_blocks_never_change() -> None:
     log = [Cell(f"x = {n}", n, f"id{n}") for n in range(BLOCK + 3)]
-    first = blocks(log)
+    made = Blocks()
+    first = made.of(log)
     assert [cell for block in first for cell in from_block(block)] == log
-    assert blocks([*log, Cell("y")])[0] == first[0]
+    assert made.of([*log, Cell("y")])[0] == first[0]
+
+
+def test_blocks_follow_a_log_that_is_cut() -> None:
+    log = [Cell(f"x = {n}", n, f"id{n}") for n in range(2 * BLOCK)]
+    made = Blocks()
+    made.of(log)
+    for other in (log[: BLOCK - 1], [*log[:3], Cell("y"), *log[4:]], log[: BLOCK + 1], []):
+        assert made.of(other) == Blocks().of(other)

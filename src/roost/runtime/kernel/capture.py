@@ -23,6 +23,7 @@ from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Re
 from roost.runtime.kernel.homing import AtHome, at_home
 from roost.runtime.kernel.kinds import Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
+from roost.runtime.kernel.orders import with_orders
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
 from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
 
@@ -128,6 +129,7 @@ class Collector:
         self._bad: dict[str, int] = {}
         self._streams: dict[int, str] = {}
         self._recipes = recipes.Log()
+        self._blocks = cells.Blocks()
         self._shapes: dict[str, checks.Shape] = {}
         self.home: set[str] = set()
         """Names that a forked child cannot store: files, connections, whatever has a side to it."""
@@ -212,12 +214,12 @@ class Collector:
             made.state = given.state
         self._note(made, names)
         made.imports = process.imports(self._base)
-        made.log = cells.blocks(log)
+        made.log = self._blocks.of(log)
         return made
 
     def _begin(self) -> None:
         self._singletons.update(self._base.root, self._shell.user_ns)
-        self._streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
+        self._streams = {id(stream): name for name, stream in self._base.streams.items()}
 
     # --- names -----------------------------------------------------------------------------------
 
@@ -287,8 +289,7 @@ class Collector:
             self._shell,
             self._kernel,
             self._shell.user_ns_hidden,
-            sys.stdout,
-            sys.stderr,
+            *self._base.streams.values(),
             builtins,
         )
         walker = Walker(self._shell.user_ns, self._singletons, stops)
@@ -339,13 +340,14 @@ class Collector:
             if name in reaches and reaches[name].namespace:
                 faults[name] = Refusal("the namespace dictionary", "keep its values instead")
             elif self._bad.get(name) == id(values[name]):
-                self._try([name], values, faults, around)
+                self._try([name], values, reaches, faults, around)
         good = [name for name in names if name not in faults]
-        done = self._try(good, values, faults, around)
+        done = self._try(good, values, reaches, faults, around)
         if done is None and len(good) > 1:
             for name in good:
-                self._try([name], values, faults, around)
-            done = self._try([n for n in good if n not in faults], values, faults, around)
+                self._try([name], values, reaches, faults, around)
+            good = [n for n in good if n not in faults]
+            done = self._try(good, values, reaches, faults, around)
         if done is not None:
             made.fresh.append(done)
         for name in names:
@@ -361,13 +363,15 @@ class Collector:
         self,
         names: list[str],
         values: dict[str, Any],
+        reaches: dict[str, Reach],
         faults: dict[str, BaseException],
         around: Surroundings,
     ) -> Fresh | None:
         if not names:
             return None
         try:
-            done = dump([values[name] for name in names], around)
+            sets = (one for n in names if n in reaches for one in reaches[n].sets)
+            done = dump(with_orders([values[name] for name in names], sets), around)
         except AtHome as error:
             faults.update(dict.fromkeys(names, error))
             return None

@@ -2,9 +2,8 @@
 
 import ast
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 BLOCK = 64
 """Cells per stored block; full blocks never change and are stored once."""
@@ -39,11 +38,36 @@ class Cell:
         return self.parsed or self.code
 
 
-def blocks(cells: Iterable[Cell]) -> list[bytes]:
-    """The log as JSON blocks."""
-    rows = [_row(cell) for cell in cells]
-    parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-    return [json.dumps(part, separators=(",", ":")).encode() for part in parts]
+_FIELDS = tuple(one.name for one in fields(Cell))
+
+
+class Blocks:
+    """The log as JSON blocks. Remembers the text of each cell: a log only grows, mostly."""
+
+    def __init__(self) -> None:
+        self._cells: list[Cell] = []
+        self._rows: list[bytes] = []
+        self._full: list[bytes] = []
+
+    def of(self, cells: Sequence[Cell]) -> list[bytes]:
+        """The blocks of this log."""
+        same = 0
+        for one, other in zip(self._cells, cells, strict=False):
+            if one is not other:
+                break
+            same += 1
+        del self._rows[same:], self._full[same // BLOCK :]
+        self._rows += [_row(cell) for cell in cells[same:]]
+        self._cells = list(cells)
+        while len(self._rows) >= (len(self._full) + 1) * BLOCK:
+            start = len(self._full) * BLOCK
+            self._full.append(_joined(self._rows[start : start + BLOCK]))
+        rest = self._rows[len(self._full) * BLOCK :]
+        return [*self._full, _joined(rest)] if rest else list(self._full)
+
+
+def _joined(rows: list[bytes]) -> bytes:
+    return b"[%s]" % b",".join(rows)
 
 
 def from_block(content: bytes) -> list[Cell]:
@@ -51,10 +75,10 @@ def from_block(content: bytes) -> list[Cell]:
     return [Cell(**row) for row in json.loads(content)]
 
 
-def _row(cell: Cell) -> dict[str, Any]:
-    return {
-        k: v for k, v in asdict(cell).items() if k == "code" or (v != "" and (v or k != "seconds"))
-    }
+def _row(cell: Cell) -> bytes:
+    fields = {name: getattr(cell, name) for name in _FIELDS}
+    kept = {k: v for k, v in fields.items() if k == "code" or (v != "" and (v or k != "seconds"))}
+    return json.dumps(kept, separators=(",", ":")).encode()
 
 
 def names_of(source: str) -> set[str] | None:

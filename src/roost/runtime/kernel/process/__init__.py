@@ -113,6 +113,8 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "trace": hooks.place,
     "profile": hooks.place,
     "finders": hooks.place,
+    "stream": hooks.place,
+    "warnings": hooks.place,
     "codec": patches.place_codec,
     "logger": logs.place,
     "contextvars": context.place,
@@ -133,6 +135,7 @@ def prepare(
     base: common.Baseline, shell: Any, cells: Sequence[Any], names: set[str] | None
 ) -> None:
     """Before a look at the kernel: which modules are the user's, what was patched."""
+    base.touched = names
     modules.refresh(base, shell.user_ns, cells)
     patches.learn(base, cells, shell.user_ns, full=names is None)
 

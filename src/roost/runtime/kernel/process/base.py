@@ -21,10 +21,14 @@ class Baseline:
         self.modules = frozenset(sys.modules)
         self.extensions = frozenset(shell.extension_manager.loaded)
         self.filters = list(warnings.filters)
+        self.streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        """The kernel's own; what a cell puts in their place is the user's."""
         self.noted: dict[str, Any] = {}
         """What each family noted for itself."""
         self.stored: dict[str, tuple[Any, bytes]] = {}
         """Plain pieces as they were last, with their pickles."""
+        self.touched: set[str] | None = None
+        """Variables that this look is about; None: all."""
         self._lists: dict[str, list[Any]] = {}
         self.note()
 

@@ -9,17 +9,19 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
 from roost.runtime.kernel import archives, rebuild_files
-from roost.runtime.kernel.naming import foreign, is_module
+from roost.runtime.kernel.naming import foreign, is_module, module_of
 from roost.runtime.kernel.process.base import Baseline
 from roost.runtime.kernel.refusal import Refusal
 
 MOST_BYTES = 32 << 20
 """Temporary files that variables name travel with their content up to so much together."""
 _ITEMS = 200
+_DEPTH = 2
 
 
 def note(_shell: Any) -> dict[str, Any]:
@@ -45,11 +47,10 @@ def files(base: Baseline, shell: Any) -> Any:
     noted = base.noted["leftovers"]
     top = tempfile.gettempdir()
     found: dict[str, os.stat_result] = {}
-    for value in list(shell.user_ns.values()):
-        for path in _paths(value, top + os.sep):
-            status = _own(path, base.root, noted["begun"])
-            if status is not None:
-                found[path] = status
+    for path in _named(base, shell.user_ns, top + os.sep):
+        status = _own(path, base.root, noted["begun"])
+        if status is not None:
+            found[path] = status
     if not found:
         return None
     marks = tuple((path, *_mark(path, status)) for path, status in sorted(found.items()))
@@ -60,17 +61,34 @@ def files(base: Baseline, shell: Any) -> Any:
     return value
 
 
-def _paths(value: Any, start: str, depth: int = 0) -> Iterator[str]:
+def _named(base: Baseline, space: dict[str, Any], start: str) -> list[str]:
+    """Paths in the variables, as far as a look that is about some of them has to look at them again."""
+    former = {} if base.touched is None else base.noted["leftovers"].get("paths", {})
+    touched = base.touched or ()
+    paths: dict[str, tuple[int, list[str]]] = {}
+    for name, value in list(space.items()):
+        known = former.get(name) if type(name) is str and name not in touched else None
+        if known is None or known[0] != id(value):
+            known = (id(value), [])
+            _gather(value, start, known[1], 0)
+        if type(name) is str:
+            paths[name] = known
+    base.noted["leftovers"]["paths"] = paths
+    return [path for _id, found in paths.values() for path in found]
+
+
+def _gather(value: Any, start: str, found: list[str], depth: int) -> None:
     kind = type(value)
     if kind is str:
         if value.startswith(start):
-            yield value
-    elif isinstance(value, PurePath) if kind.__module__.startswith("pathlib") else False:
-        yield from _paths(str(value), start)
-    elif depth < 2 and kind in (list, tuple, set, dict):
-        items = value.values() if kind is dict else value
-        for item in list(items)[:_ITEMS]:
-            yield from _paths(item, start, depth + 1)
+            found.append(value)
+    elif kind is list or kind is tuple or kind is set or kind is dict:
+        if depth < _DEPTH:
+            for item in list(islice(value.values() if kind is dict else value, _ITEMS)):
+                if type(item) is not int and type(item) is not float:
+                    _gather(item, start, found, depth + 1)
+    elif module_of(kind).startswith("pathlib") and isinstance(value, PurePath):
+        _gather(str(value), start, found, depth)
 
 
 def _own(path: str, root: str, begun: float) -> os.stat_result | None:
