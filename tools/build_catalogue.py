@@ -131,7 +131,7 @@ def boot_times(source: Path) -> pl.DataFrame:
 
 
 def purchase_options(source: Path) -> tuple[pl.DataFrame, int]:
-    """What commitments and dedication cost, as far as the licences permit, and how many rows were left out."""
+    """What commitments and dedication cost, as far as licences permit, and how many rows were left out."""
     table = pl.read_csv(source / "purchase_options.csv", infer_schema_length=None)
     shipped = table.filter(~pl.col("source").str.starts_with(UNLICENSED))
     kept = shipped.select(
