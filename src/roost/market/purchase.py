@@ -283,7 +283,8 @@ def _bought(part: Part, mix: Mix) -> str:
     return f"{option_words(part.option)} for {of_all:.0%} of the hours"
 
 
-def optionoption_words(option: str) -> str:
+def option_words(option: str) -> str:
+    """The name of an option for a person."""
     words = option.replace("_", " ").replace("cud", "commitment (CUD)")
     words = words.replace("1y", "of 1 year").replace("3y", "of 3 years")
     return "full month (sustained use)" if option == "sustained_use_full_month" else words
