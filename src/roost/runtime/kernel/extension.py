@@ -70,7 +70,7 @@ class Magic:
         where = Path(rest.strip() or ".").expanduser()
         if verb == "status":
             for name, value in self._engine.status().items():
-                print(f"{name}: {value}")
+                self._say(f"{name}: {value}")
         elif verb == "track" and rest:
             self._track(where)
         elif verb == "save" and rest:
@@ -82,7 +82,11 @@ class Magic:
         elif verb in ("history", "undo", "branch"):
             self._travel(verb, rest.split())
         else:
-            print(USAGE)
+            self._say(USAGE)
+
+    def _say(self, text: str) -> None:
+        """Print, wherever the notebook has its own output go."""
+        print(text, file=self._engine.base.streams["stdout"])
 
     def _track(self, where: Path) -> None:
         where = where.absolute()
@@ -99,25 +103,25 @@ class Magic:
             (where / f"{DOOR}.part").write_text(json.dumps(content))
             (where / f"{DOOR}.part").rename(where / DOOR)
         except OSError as error:
-            print(f"not tracking into {where}: {error.strerror or error}")
+            self._say(f"not tracking into {where}: {error.strerror or error}")
             return
-        print(f"capturing into {where} after each cell")
+        self._say(f"capturing into {where} after each cell")
 
     def _save(self, where: Path) -> None:
         try:
             done = self._engine.capture_here(where)
         except OSError as error:
-            print(f"not captured: {error.strerror or error}")
+            self._say(f"not captured: {error.strerror or error}")
             return
         size = done["bytes_total"] / 1e6
-        print(f"captured as number {done['number']} in {where}: {size:.1f} MB")
+        self._say(f"captured as number {done['number']} in {where}: {size:.1f} MB")
         for entry in done["report"]:
-            print(_told(entry["name"], entry["outcome"], entry["reason"], entry["advice"]))
+            self._say(_told(entry["name"], entry["outcome"], entry["reason"], entry["advice"]))
 
     def _restore(self, where: Path) -> None:
         number = self._engine.newest(where)
         if not number:
-            print(f"nothing to restore in {where}: first run %roost save {where}")
+            self._say(f"nothing to restore in {where}: first run %roost save {where}")
             return
         try:
             number, manifest = _readable(where, number)
@@ -131,7 +135,7 @@ class Magic:
                 files.before(*before)
             done = self._engine.restore(where, path, in_cell=True)
         except CannotRestore as error:
-            print(f"not restored: {error}")
+            self._say(f"not restored: {error}")
             return
         done.report += files.report
         if done.unproven and done.unproven.bytes <= VERIFY_BYTES:
@@ -139,11 +143,11 @@ class Magic:
         _keep_report(where, number, done)
         self._engine.proven = lambda: _keep_report(where, number, done)
         self._engine.again.told = lambda after: self._ended(where, number, done, after)
-        print(f"restored number {number} in {done.seconds:.2f} s")
+        self._say(f"restored number {number} in {done.seconds:.2f} s")
         self._report()
         if done.unproven:
             names = done.unproven.names
-            print(f"{len(names)} of them still verified, cells wait for that: {_few(names)}")
+            self._say(f"{len(names)} of them still verified, cells wait for that: {_few(names)}")
 
     def _ended(self, where: Path, number: int, done: Restored, after: list[Entry]) -> None:
         """The cells that ran or waited have ended in this kernel: what became of them."""
@@ -156,49 +160,51 @@ class Magic:
     def _travel(self, verb: str, words: list[str]) -> None:
         where = self._engine.directory
         if where is None:
-            print("no history: first run %roost track DIR")
+            self._say("no history: first run %roost track DIR")
             return
         self._engine.settle()
         numbers = [int(word) for word in words if word.isdecimal()]
         try:
             if verb == "history":
-                print("\n".join(history.table(where)))
+                self._say("\n".join(history.table(where)))
             elif verb == "undo":
                 self._undo(where, numbers[0] if numbers else 0)
             elif words:
                 number = numbers[-1] if numbers and len(words) > 1 else max(manifest_numbers(where))
                 target = Path(words[0]).expanduser().absolute()
                 history.branch(where, number, target)
-                print(
+                self._say(
                     f"number {number} is in {target}: run %roost restore {target} in another kernel"
                 )
             else:
-                print(USAGE)
+                self._say(USAGE)
         except (OSError, ValueError) as error:
-            print(f"not done: {getattr(error, 'strerror', None) or error}")
+            self._say(f"not done: {getattr(error, 'strerror', None) or error}")
 
     def _undo(self, where: Path, number: int) -> None:
         number = number or history.before_last(where, self._engine.log)
         if number not in manifest_numbers(where):
-            print("nothing to go back to: see %roost history")
+            self._say("nothing to go back to: see %roost history")
             return
         try:
             left = history.go_back(self._engine, where, number)
         except CannotRestore as error:
-            print(f"not undone: {error}")
+            self._say(f"not undone: {error}")
             return
-        print(f"back at number {number}; files and what is outside this kernel stay as they are")
+        self._say(
+            f"back at number {number}; files and what is outside this kernel stay as they are"
+        )
         if left:
-            print(f"as they are now, for they cannot go back: {', '.join(left)}")
+            self._say(f"as they are now, for they cannot go back: {', '.join(left)}")
         self._report()
 
     def _report(self) -> None:
         report = self._engine.report
         kept = sum(1 for entry in report if entry.outcome == KEPT)
-        print(f"{kept} kept")
+        self._say(f"{kept} kept")
         for entry in report:
             if entry.outcome != KEPT:
-                print(_told(entry.name, entry.outcome, entry.reason, entry.advice))
+                self._say(_told(entry.name, entry.outcome, entry.reason, entry.advice))
 
 
 def _few(names: list[str]) -> str:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Collection
 
 from roost.runtime.kernel.naming import CLASS, flags_of, importable_class, module_of, mro_of
+from roost.runtime.kernel.orders import Ordered
 
 _PLAIN = frozenset(
     {
@@ -30,7 +31,7 @@ def at_home(error: BaseException) -> bool:
 
 def check(kind: type, handled: Collection[int]) -> None:
     """Raises ``AtHome`` for a kind with a side. ``handled``: ids of kinds with handlers of their own."""
-    if flags_of(kind) & CLASS or kind in (types.FunctionType, types.CellType):
+    if flags_of(kind) & CLASS or kind in (types.FunctionType, types.CellType, Ordered):
         return
     mro = mro_of(kind)
     if any(id(base) in handled or base.__name__ == "memmap" for base in mro):

@@ -66,6 +66,8 @@ class Reach:
     """The walk took too long and was not finished."""
     namespace: bool = False
     """It holds the notebook's namespace dictionary itself."""
+    sets: list[Any] = field(default_factory=list)
+    """Sets on the way: their order is kept."""
 
 
 def is_atom(value: object) -> bool:
@@ -124,6 +126,8 @@ class Walker:
                 found.cut = True
                 break
             kind = type(value)
+            if kind is set or kind is frozenset:
+                found.sets.append(value)
             if kind is tuple or kind is frozenset:
                 passed.add(key)
                 below: list[Any] | None = gc.get_referents(value)

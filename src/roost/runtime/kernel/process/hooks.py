@@ -1,7 +1,9 @@
-"""Handlers of signals that the notebook set."""
+"""Handlers of signals, tracing, import finders, streams and the way of warnings that the notebook set."""
 
 import signal
 import sys
+import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,13 @@ _PLAIN = (signal.SIG_DFL, signal.SIG_IGN)
 
 def note(_shell: Any) -> dict[int, Any]:
     """The handlers before the user's first cell."""
-    return {int(kind): signal.getsignal(kind) for kind in _SIGNALS}
+    handlers: dict[int, Any] = {int(kind): signal.getsignal(kind) for kind in _SIGNALS}
+    return handlers | {_SHOWING: getattr(warnings, _SHOW, None)}
+
+
+_SHOW = "_showwarnmsg_impl"
+"""What ``catch_warnings(record=True)`` replaces."""
+_SHOWING = -1
 
 
 def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
@@ -36,6 +44,13 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
         row = [(place, one) for place, one in enumerate(getattr(sys, word)) if foreign(one)]
         if row:
             yield f"finders {word}", base.steady(word, row)
+    for word, before in base.streams.items():
+        now = getattr(sys, word)
+        if now is not before and type(now).__name__ != "_Hush":
+            yield f"stream {word}", now
+    shows = getattr(warnings, _SHOW, None)
+    if shows is not known[_SHOWING] and type(shows) is types.BuiltinMethodType:
+        yield "warnings", shows
 
 
 _NAMED = frozenset(int(kind) for kind in signal.Signals)
@@ -44,6 +59,12 @@ _NAMED = frozenset(int(kind) for kind in signal.Signals)
 def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
     """Set the handler."""
     kind_of, _, word = name.partition(" ")
+    if kind_of == "stream":
+        setattr(sys, word, value)
+        return
+    if kind_of == "warnings":
+        setattr(warnings, _SHOW, value)
+        return
     if kind_of == "finders":
         for index, one in value:
             getattr(sys, word).insert(index, one)
