@@ -16,6 +16,10 @@ Table = Mapping[str, tuple[Any, str]]
 MARKET: Table = {
     "rank": ("roost.doors.cli.market:rank", "Rank what can be bought for a workload."),
     "why": ("roost.doors.cli.market:why", "Say why an offer ranks where it does."),
+    "update": ("roost.doors.cli.market_data:update", "Read the clouds' prices and bands now."),
+    "record": ("roost.doors.cli.market_data:record", "Keep what cannot be fetched later."),
+    "import": ("roost.doors.cli.market_data:import_file", "Bring files into the history."),
+    "history": ("roost.doors.cli.market_history:history", "What was told of a pool, by time."),
 }
 """The commands of ``roost market``: one line each, so that none pays for the libraries of another."""
 
@@ -97,6 +101,10 @@ class Later:
     def __init__(self, state: str | None) -> None:
         self._state = state
         self._made: Any = None
+
+    def market_data(self) -> Any:
+        """The sources of the market."""
+        return load("roost.main.market_data:MarketData")(self._state)
 
     def __getattr__(self, name: str) -> Any:
         if self._made is None:

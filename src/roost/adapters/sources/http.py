@@ -24,7 +24,7 @@ LARGEST_FILE = 4 << 30
 """Bytes of a file on disk; the largest price list known (all regions at once) is 3 GB."""
 AGENT = "roost-market/1"
 THROTTLED_S = 30.0
-UNREACHABLE_S = 15.0
+UNREACHABLE_S = 5.0
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
