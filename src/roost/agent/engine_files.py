@@ -3,6 +3,7 @@
 Reads names and bytes; never opens a pickle. Blocks on the disk: call it in a thread.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,14 @@ class EngineFiles:
         (self._folder / "chunks").mkdir(mode=0o700, parents=True, exist_ok=True)
         return [digest for digest in digests if not self._place(digest).exists()]
 
+    def keep_only(self, digests: Sequence[str]) -> None:
+        """Remove the chunks that a newer checkpoint does not need any more."""
+        (self._folder / "chunks").mkdir(mode=0o700, parents=True, exist_ok=True)
+        wanted = set(digests)
+        for path in (self._folder / "chunks").iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+
     def keep(self, digest: str, content: bytes) -> None:
         """Write a verified chunk."""
         _write(self._place(digest), content)
@@ -84,7 +93,7 @@ def _load(content: bytes) -> engine.Manifest:
 def _write(path: Path, content: bytes) -> None:
     """In one step: whoever sees the name sees the whole content."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
     try:
         part.write_bytes(content)
         part.replace(path)

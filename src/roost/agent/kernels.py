@@ -103,6 +103,12 @@ class KernelStarter:
                 log.warning("a standby kernel could not import %s", ", ".join(warmed.failed))
             await self._look(task_id, keeper)
 
+    async def prefetch(self, session_id: str, checkpoint: str) -> None:
+        """Have a session's durable chunks here before it comes; nothing while its kernel is here."""
+        here = any(task.session_id == session_id and not task.dead for task in self._tasks.all())
+        if not here and session_id not in self._starts:
+            await self._restorer.ahead(session_id, checkpoint)
+
     # --- one start ----------------------------------------------------------------------------
 
     async def _bring_up(self, order: KernelOrder) -> KernelUp:

@@ -21,7 +21,7 @@ from roost.ports import checkpoint as checkpoints
 from roost.ports import files as protocol
 from roost.ports.blobs import Blobs
 from roost.ports.checkpoint import CheckpointBlob
-from roost.ports.errors import Never, from_wire
+from roost.ports.errors import Never, Retry, from_wire
 from roost.ports.files import TreeEntry
 from roost.ports.kernels import FileChange, RestoreReport, VariableReport
 
@@ -48,9 +48,41 @@ class Restorer:
         self._blobs = blobs
         self._environment = environment
         self._parallel = asyncio.Semaphore(PARALLEL)
+        self._ahead: dict[str, asyncio.Task[int]] = {}
+
+    async def ahead(self, session_id: str, digest: str) -> None:
+        """Get the chunks of a checkpoint that a session may be restored from here. Errors as ``fetch``.
+
+        A newer one, or the restore itself, takes its place; what has come stays.
+        """
+        await self._give_up(session_id)
+        job = self._ahead[session_id] = asyncio.create_task(self._get_ahead(session_id, digest))
+        try:
+            await asyncio.wait({job})
+        finally:
+            if self._ahead.get(session_id) is job:
+                await self._give_up(session_id)
+        if job.cancelled():
+            raise Retry(f"what {session_id} needs comes in another way")
+        job.result()
+
+    async def _get_ahead(self, session_id: str, digest: str) -> int:
+        blob = checkpoints.decode(await self._blobs.get(digest))
+        engine = EngineFiles(Path(self._places.captures(session_id)))
+        # At once and first: nothing that comes from now on may be taken for an older one's.
+        engine.keep_only(blob.chunks)
+        return await self._chunks(engine, blob.chunks)
+
+    async def _give_up(self, session_id: str) -> None:
+        """End fetching ahead for a session."""
+        job = self._ahead.pop(session_id, None)
+        if job is not None:
+            job.cancel()
+            await asyncio.wait({job})
 
     async def fetch(self, session_id: str, digest: str) -> Fetched:
         """Get what is missing here. ``Retry``, ``Gone`` (a blob is lost), ``Never`` (damaged)."""
+        await self._give_up(session_id)
         content = await self._blobs.get(digest)
         blob = checkpoints.decode(content)
         engine = EngineFiles(Path(self._places.captures(session_id)))

@@ -139,6 +139,9 @@ class Agent:
             case wire.Warm(imports=imports):
                 self._must_be_ready()
                 await self._starter.warm(imports)
+            case wire.Prefetch(session_id=session_id, checkpoint=checkpoint_digest):
+                self._must_be_ready()
+                await self._starter.prefetch(session_id, checkpoint_digest)
             case wire.StartJob(order=job):
                 self._must_be_ready()
                 if self._leaving is not None:

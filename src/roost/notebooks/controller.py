@@ -62,6 +62,9 @@ class NotebookController:
         self._missing_since: dict[str, float] = {}
         self._warmed: dict[str, tuple[str, ...]] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
+        self._fetched: dict[tuple[str, str], str] = {}
+        """Host and session -> the checkpoint whose chunks are there."""
+        self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def keys(self) -> list[str]:
         """All sessions that still need looking after."""
@@ -70,9 +73,10 @@ class NotebookController:
 
     async def stop(self) -> None:
         """Cancel what runs beside the keys."""
-        for task in self._warming.values():
+        beside = [*self._warming.values(), *self._fetching.values()]
+        for task in beside:
             task.cancel()
-        await asyncio.gather(*self._warming.values(), return_exceptions=True)
+        await asyncio.gather(*beside, return_exceptions=True)
 
     async def handle(self, session_id: str) -> float | None:
         """One round for a session; returns the seconds until the next look, None when it has stopped."""
@@ -110,6 +114,7 @@ class NotebookController:
             silent_s=self._since(self._silent_since, session, self._silent(session, active)),
             missing_s=self._since(self._missing_since, session, self._missing(session, active)),
             warmed=self._warmed.get(self._host_of(standby)),
+            fetched=self._fetched.get((self._host_of(standby), session.id)),
         )
 
     @staticmethod
@@ -167,6 +172,9 @@ class NotebookController:
                 await self._drop_host(stored, instruction)
             case planning.WarmHost():
                 self._warm(stored.value.id, instruction)
+                return WATCH_S if stored.value.state is SessionState.RUNNING else URGENT_S
+            case planning.Prefetch():
+                self._prefetch(stored.value.id, instruction)
                 return WATCH_S if stored.value.state is SessionState.RUNNING else URGENT_S
             case planning.StartKernel():
                 return await self._start_kernel(stored, instruction)
@@ -256,6 +264,23 @@ class NotebookController:
                 self._warming.pop(warm.host_id, None)
 
         self._warming[warm.host_id] = asyncio.get_running_loop().create_task(work())
+
+    def _prefetch(self, session_id: str, fetch: planning.Prefetch) -> None:
+        """Beside the key's handler, like warming. What does not come must not hold up a move."""
+        key = (fetch.host_id, session_id)
+        if key in self._fetching:
+            return
+
+        async def work() -> None:
+            try:
+                await self._kernels.prefetch(fetch.host_id, session_id, fetch.checkpoint)
+                self._fetched[key] = fetch.checkpoint
+            except RoostError:
+                self._fetched.setdefault(key, "")
+            finally:
+                self._fetching.pop(key, None)
+
+        self._fetching[key] = asyncio.get_running_loop().create_task(work())
 
     async def _start_kernel(
         self, stored: Stored[Session], start: planning.StartKernel

@@ -37,6 +37,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How long the connected active host has not reported the session's kernel."""
     warmed: tuple[str, ...] | None = None
     """Imports the standby host was last warmed with; None = not yet."""
+    fetched: str | None = None
+    """The checkpoint whose chunks the standby host has; empty: they did not come, None = not asked yet."""
 
 
 class WarmHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,13 @@ class WarmHost(msgspec.Struct, frozen=True, kw_only=True):
 
     host_id: str
     imports: tuple[str, ...]
+
+
+class Prefetch(msgspec.Struct, frozen=True, kw_only=True):
+    """Have the chunks of the session's last checkpoint there."""
+
+    host_id: str
+    checkpoint: str
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +127,7 @@ Instruction = (
     NeedHost
     | DropHost
     | WarmHost
+    | Prefetch
     | Begin
     | BackToRequested
     | StartKernel
@@ -293,6 +303,10 @@ def _spare(snapshot: Snapshot, *, wanted: bool = False) -> list[Instruction]:
         return [DropHost(claim_id=standby.claim.id, reason="the standby host goes away")]
     if standby.usable and standby.instance is not None and not _warm(snapshot):
         return [WarmHost(host_id=standby.instance.id, imports=session.imports)]
+    if standby.usable and standby.instance is not None and session.checkpoint is not None:
+        digest = session.checkpoint.digest
+        if snapshot.fetched != digest:
+            return [Prefetch(host_id=standby.instance.id, checkpoint=digest)]
     return []
 
 
@@ -328,7 +342,9 @@ def _ready_target(snapshot: Snapshot) -> bool:
     standby = snapshot.standby
     if standby is None or not standby.usable or _unwanted(standby, snapshot.session.move):
         return False
-    return _warm(snapshot)
+    # Any checkpoint will do: what has changed since comes with the move.
+    there = snapshot.fetched is not None or snapshot.session.checkpoint is None
+    return there and _warm(snapshot)
 
 
 def _busy(snapshot: Snapshot) -> bool:

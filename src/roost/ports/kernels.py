@@ -103,3 +103,6 @@ class Kernels(Protocol):
 
     async def warm(self, host_id: str, imports: tuple[str, ...]) -> None:
         """Keep one standby kernel with these modules imported."""
+
+    async def prefetch(self, host_id: str, session_id: str, checkpoint: str) -> None:
+        """Bring the chunks of a durable checkpoint to the host, so that a restore there finds them."""

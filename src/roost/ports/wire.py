@@ -124,6 +124,13 @@ class Warm(_Message, frozen=True, kw_only=True):
     imports: tuple[str, ...] = ()
 
 
+class Prefetch(_Message, frozen=True, kw_only=True):
+    """Kernels.prefetch."""
+
+    session_id: str
+    checkpoint: str
+
+
 class StartJob(_Message, frozen=True, kw_only=True):
     """Jobs.start."""
 
@@ -141,7 +148,9 @@ class Drain(_Message, frozen=True, kw_only=True):
     """Stop everything and leave: sent before a planned termination."""
 
 
-CommandBody = StartKernel | Fence | CaptureNow | StopKernel | Warm | StartJob | StopJob | Drain
+CommandBody = (
+    StartKernel | Fence | CaptureNow | StopKernel | Warm | Prefetch | StartJob | StopJob | Drain
+)
 
 
 class Command(_Message, frozen=True, kw_only=True):

@@ -69,6 +69,8 @@ class SimHost(Machinery):
                 self._stop(session_id, epoch)
             case wire.Warm(imports=imports):
                 await self._warm(imports)
+            case wire.Prefetch():
+                self._must_be_ready()
             case wire.StartJob(order=job):
                 self._must_be_ready()
                 if self._leaving:

@@ -23,6 +23,8 @@ class Timeouts:
     """Beyond the capture's own budget."""
     stop_s: float = 20.0
     warm_s: float = 120.0
+    prefetch_s: float = 600.0
+    """A large checkpoint over a slow line; what came until then stays."""
 
 
 class LinkedKernels:
@@ -67,3 +69,7 @@ class LinkedKernels:
     async def warm(self, host_id: str, imports: tuple[str, ...]) -> None:
         body = wire.Warm(imports=imports)
         await self._links.call(host_id, body, epoch=0, timeout_s=self._timeouts.warm_s)
+
+    async def prefetch(self, host_id: str, session_id: str, checkpoint: str) -> None:
+        body = wire.Prefetch(session_id=session_id, checkpoint=checkpoint)
+        await self._links.call(host_id, body, epoch=0, timeout_s=self._timeouts.prefetch_s)
