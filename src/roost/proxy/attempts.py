@@ -84,7 +84,7 @@ class Attempts:
     def __init__(self, client: "ClientConnection") -> None:
         self.client = client
         self.proxy = client.proxy
-        self._time = asyncio.get_running_loop().time
+        self._time = client.time
         self.request: Request | None = None
         """The one being answered."""
         self.plan: Plan | None = None

@@ -6,7 +6,7 @@ bounded in both directions: a side that does not take bytes stops the other from
 """
 
 from roost.proxy.answers import Answer
-from roost.proxy.attempts import LOST, RACE_S, Attempts, packed
+from roost.proxy.attempts import JOIN_LIMIT, LOST, RACE_S, Attempts, packed
 from roost.proxy.framing import HEAD_LIMIT, FramingError
 from roost.proxy.heads import Request
 from roost.proxy.plan import Finished, Plan, Stream
@@ -118,7 +118,7 @@ class Exchange(Attempts):
             return
         left = head.length + end - len(data)  # type: ignore[operator]  # plain: it has a length
         transport = self.client.transport
-        if left or transport.is_closing():
+        if left or self.request.closes or transport.is_closing():  # type: ignore[union-attr]
             self._stream(back, data, end, head, left)
             return
         if end < 1024 and len(data) < 8192:
@@ -151,22 +151,31 @@ class Exchange(Attempts):
     def _stream(
         self, back: BackendConnection, data: bytes, end: int, head: ResponseHead, left: int
     ) -> None:
-        """The first piece of an answer that is passed on as it is."""
-        if left < 0 or self.client.transport.is_closing():
+        """The first piece of an answer that is passed on as it is, or all of the client's last one."""
+        transport = self.client.transport
+        if left < 0 or transport.is_closing():
             self._answered(back, data)
             return
         self._left = left
         self.begun = True
         self._status = head.status
         self._loads(back, head)
-        back.first_s = self._time() - back.began_s
+        now_s = self._time()
+        back.first_s = now_s - back.began_s
         self.chosen(back)
-        transport = self.client.transport
-        self.client.deadline_s = self._time() + self.silence_s
+        self.client.deadline_s = now_s + self.silence_s
         self.bytes_out += len(data)
-        transport.write(head.whole)
-        if len(data) > end:
+        closes = self.request.closes  # type: ignore[union-attr]  # one is being answered
+        if closes and not left:
+            self.client.hold()
+        first = head.closing if closes else head.whole
+        if len(data) < JOIN_LIMIT:
+            transport.write(first + data[end:])
+        else:
+            transport.write(first)
             transport.write(memoryview(data)[end:])
+        if not left:
+            self._complete(back, reusable=True, close=True)
 
     def _pass(self, back: BackendConnection, data: bytes, left: int) -> None:
         """A later piece of an answer that is passed on as it is."""
@@ -181,7 +190,8 @@ class Exchange(Attempts):
                 self.client.deadline_s = self._time() + self.silence_s
             return
         self._left = 0
-        self._complete(back, reusable=left == 0, close=self.proxy.draining)
+        close = self.proxy.draining or self.request.closes  # type: ignore[union-attr]  # not yet over
+        self._complete(back, reusable=left == 0, close=close)
 
     def _answered(self, back: BackendConnection, data: bytes) -> None:
         request = self.request
@@ -208,16 +218,14 @@ class Exchange(Attempts):
                     self._switch(back, event, reader)
                     return
                 pieces.append(self._head_bytes(event, request, reader.rechunked))
+        close = reader.head is not None and reader.done and self._will_close(reader.head, request)
+        if close:
+            self.client.hold()
         for piece in packed(pieces):
             self.bytes_out += len(piece)
             self.client.send(piece)
-        if reader.done:
-            assert reader.head is not None
-            self._complete(
-                back,
-                reusable=reader.head.keep and not reader.rest,
-                close=self._will_close(reader.head, request),
-            )
+        if reader.done and reader.head is not None:
+            self._complete(back, reusable=reader.head.keep and not reader.rest, close=close)
         elif not self.blocked:
             wait_s = self.silence_s if reader.head is not None else self._wait_s()
             self.client.deadline_s = self._time() + wait_s
@@ -440,8 +448,9 @@ class Exchange(Attempts):
     def end(self, *, close: bool) -> None:
         """The answer is with the client: close, or go on with the next request."""
         pending = self.body is not None
+        asked = self.request is not None and self.request.closes
         self.finish()
-        self.client.ended(close=close, pending=pending)
+        self.client.ended(close=close, pending=pending, asked=asked)
 
     def finish(self) -> None:
         """Report and forget."""

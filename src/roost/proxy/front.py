@@ -23,6 +23,7 @@ from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT, FramingError, head_end,
 from roost.proxy.heads import MEMO_KEY, Origin, Request, read_request
 from roost.proxy.plan import Observer, Plan, Router, Tally
 from roost.proxy.pool import Pool
+from roost.proxy.secure import GONE, SecureConnection
 from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
 from roost.proxy.websocket import WebSocketTunnel
 
@@ -231,7 +232,6 @@ class ClientConnection(asyncio.Protocol):
         "_last",
         "_last_head",
         "_lingering",
-        "_loop",
         "_reading",
         "_scanned",
         "_secure",
@@ -243,6 +243,7 @@ class ClientConnection(asyncio.Protocol):
         "listener",
         "origin",
         "proxy",
+        "time",
         "transport",
     )
 
@@ -264,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = INFINITE
         self._secure = secure
         self._given = client
-        self._loop = asyncio.get_running_loop()
+        self.time = asyncio.get_running_loop().time
         self._buffer = b""
         self._scanned = 0
         self._last_head = b""
@@ -294,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
         peer = self._given or transport.get_extra_info("peername")
         client = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.origin = proxy.origin(client, self.listener, self._secure)
-        self.deadline_s = self._loop.time() + self.limits.head_s
+        self.deadline_s = self.time() + self.limits.head_s
         most = self.limits.connections_per_client
         if len(proxy.clients) >= self.limits.connections or 0 < most <= proxy.per_client[client]:
             full = Answer(503, "too many connections", problem=False, retry_after_s=1)
@@ -317,7 +318,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = data
             self.proceed()
             if self._buffer and exchange.request is None:
-                self.deadline_s = self._loop.time() + self.limits.head_s
+                self.deadline_s = self.time() + self.limits.head_s
         elif self._lingering:
             return
         elif exchange.body is not None:
@@ -337,7 +338,7 @@ class ClientConnection(asyncio.Protocol):
             return False  # closes the transport: nobody waits for an answer
         # A half-closed client may still read; a gone one shows when its answer cannot be sent.
         grace_s = GONE_S if exchange.waits else self.limits.half_closed_s
-        self.deadline_s = min(self.deadline_s, self._loop.time() + grace_s)
+        self.deadline_s = min(self.deadline_s, self.time() + grace_s)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -345,6 +346,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = True
         self._buffer = self._last_head = b""
         self.exchange.gone()
+        self.transport = GONE
 
     def _forget(self) -> None:
         proxy = self.proxy
@@ -360,7 +362,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._blocked = self.exchange.blocked = True
         self._stalled_size = self.transport.get_write_buffer_size()
-        self.deadline_s = self._loop.time() + self.limits.stall_s
+        self.deadline_s = self.time() + self.limits.stall_s
         if self.exchange.back is not None:
             self.exchange.back.set_reading(False)
 
@@ -368,7 +370,7 @@ class ClientConnection(asyncio.Protocol):
         self._blocked = self.exchange.blocked = False
         exchange = self.exchange
         wait_s = self.limits.idle_s if exchange.request is None else exchange.silence_s
-        self.deadline_s = self._loop.time() + wait_s
+        self.deadline_s = self.time() + wait_s
         if exchange.back is not None:
             exchange.back.set_reading(True)
 
@@ -377,7 +379,7 @@ class ClientConnection(asyncio.Protocol):
         waiting = self.transport.get_write_buffer_size()
         if self._blocked and waiting < self._stalled_size:  # slow, but not stalled
             self._stalled_size = waiting
-            self.deadline_s = self._loop.time() + self.limits.stall_s
+            self.deadline_s = self.time() + self.limits.stall_s
             return
         self.deadline_s = INFINITE
         exchange = self.exchange
@@ -499,15 +501,23 @@ class ClientConnection(asyncio.Protocol):
 
     def idle(self) -> None:
         """Nothing is asked for now."""
-        self.deadline_s = self._loop.time() + self.limits.idle_s
+        self.deadline_s = self.time() + self.limits.idle_s
 
-    def ended(self, *, close: bool, pending: bool) -> None:
-        """An answer is complete. ``pending``: its request is not."""
+    def hold(self) -> None:
+        """What is sent now is the last before the connection is closed."""
+        if self._secure and isinstance(self.transport, SecureConnection):
+            self.transport.hold()
+
+    def ended(self, *, close: bool, pending: bool, asked: bool = False) -> None:
+        """An answer is complete. ``pending``: its request is not. ``asked``: the client wants it closed."""
         if close or (self._ended and not self._buffer):
             if pending or self._buffer:
                 self.linger()
+                return
+            self._lingering = True
+            if asked and isinstance(self.transport, SecureConnection):
+                self.transport.finish()
             else:
-                self._lingering = True
                 self.transport.close()
             return
         self.idle()
@@ -518,7 +528,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = True
         self._buffer = self._last_head = b""
         self.adjust_reading()
-        self.deadline_s = self._loop.time() + self.limits.linger_s
+        self.deadline_s = self.time() + self.limits.linger_s
         if self.transport.can_write_eof() and not self.transport.is_closing():
             try:
                 self.transport.write_eof()

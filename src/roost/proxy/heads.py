@@ -256,7 +256,7 @@ class Request:
         self.closes = fields.close or not (http11 or fields.keep_alive)
         """The client's connection ends with the answer."""
         self.has_body = fields.chunked or fields.length > 0
-        self.direct = http11 and not self.closes and method != b"HEAD"
+        self.direct = http11 and method != b"HEAD"
         """A whole answer with a length can be passed on as it is."""
         self.request_id = fields.request_id if origin.trusted or not origin.ids else b""
         """The one it came with."""

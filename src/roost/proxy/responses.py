@@ -29,13 +29,26 @@ _names = Names(MEANINGS | {b"roost-load": LOAD})
 class ResponseHead:
     """The meaning of a response's head. Shared by all responses that have these very bytes."""
 
-    __slots__ = ("chunked", "keep", "kept", "length", "load", "plain", "status", "upgrade", "whole")
+    __slots__ = (
+        "chunked",
+        "closing",
+        "keep",
+        "kept",
+        "length",
+        "load",
+        "plain",
+        "status",
+        "upgrade",
+        "whole",
+    )
 
     status: int
     kept: bytes
     """The status line and the fields passed on, without the empty line."""
     whole: bytes
-    """All of the head for an HTTP/1.1 client whose connection goes on."""
+    """All of the head for an HTTP/1.1 client whose connection goes on ..."""
+    closing: bytes
+    """... and where it ends."""
     length: int | None
     chunked: bool
     keep: bool
@@ -108,7 +121,9 @@ def _response_head(head: bytes) -> ResponseHead:
         out.keep = not asked.close and (http11 or asked.keep_alive)
     out.upgrade = b", ".join(values.get(UPGRADE, ()))
     out.load = _load(values[LOAD]) if LOAD in values else None
-    out.whole = out.kept + (b"Transfer-Encoding: chunked\r\n\r\n" if out.chunked else b"\r\n")
+    tail = b"Transfer-Encoding: chunked\r\n\r\n" if out.chunked else b"\r\n"
+    out.whole = out.kept + tail
+    out.closing = out.kept + b"Connection: close\r\n" + tail
     out.plain = 200 <= status < 500 and status not in (204, 304) and length is not None and out.keep
     return out
 

@@ -11,7 +11,7 @@ from roost.proxy.front import ClientConnection, Limits, Proxy
 from roost.proxy.http2 import alpn_front
 from roost.proxy.plan import Router
 from roost.proxy.policy import Listener
-from roost.proxy.secure import SecureConnection
+from roost.proxy.secure import Clock, SecureConnection
 
 Front = Callable[[], asyncio.Protocol]
 
@@ -65,7 +65,7 @@ class ProxyServer:
             front = partial(alpn_front, self.proxy, listener=name)
         accept = front or plain
         if tls is not None:
-            accept = partial(SecureConnection, tls, accept)
+            accept = partial(SecureConnection, tls, accept, Clock())
         server = await loop.create_server(accept, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
         if self._sweeper is None:

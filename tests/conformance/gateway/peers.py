@@ -113,7 +113,7 @@ def nginx(lanes: list[Lane], folder: Path, *, usual: bool = False) -> list[str]:
             for o in lane.origins
         )
         parts.append(f"upstream u{at} {{ {servers} keepalive 32; }}")
-        tls = f"ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;"
+        tls = f"ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem; ssl_protocols TLSv1.2 TLSv1.3;"
         short = (
             "client_header_timeout 1s; client_body_timeout 1s; keepalive_timeout 1s;"
             "proxy_read_timeout 1s; client_max_body_size 1m;"
