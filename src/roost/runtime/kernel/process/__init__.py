@@ -7,7 +7,7 @@ pickled by themselves; pieces with objects of the user are groups like variables
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from roost.runtime.kernel.process import (
     logs,
     modules,
     patches,
+    settings,
     system,
 )
 from roost.runtime.kernel.process.base import PREFIX
@@ -46,6 +47,7 @@ class Baseline(common.Baseline):
             "patches": patches.note,
             "ipython": ipython.note,
             "leftovers": leftovers.note,
+            "settings": settings.note,
         }
         for family, take in notes.items():
             self.noted[family] = take(shell)
@@ -59,6 +61,7 @@ BEFORE: dict[str, tuple[Get, Set]] = {
     "sys.path": (system.paths, system.set_paths),
     "working directory": (system.folder, system.set_folder),
     "limits": (system.limits, system.set_limits),
+    "sys.argv": (settings.arguments, settings.set_arguments),
     "temporary files": (leftovers.files, leftovers.set_files),
     "modules": (modules.facts, modules.set_facts),
     "module names": (modules.aliases, modules.set_aliases),
@@ -71,6 +74,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "autoreload": (ipython.reloading, ipython.set_reloading),
     "aliases": (ipython.aliases, ipython.set_aliases),
     "shell settings": (ipython.settings, ipython.set_settings),
+    "parts of the shell": (settings.parts, settings.set_parts),
     "shell log": (ipython.log, ipython.set_log),
     "logging": (logs.settings, logs.set_settings),
     "deleted attributes": (patches.deleted, patches.set_deleted),
@@ -82,6 +86,10 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "interpreter settings": (system.switching, system.set_switching),
     "garbage collector": (system.collector, system.set_collector),
     "decimal context": (system.decimals, system.set_decimals),
+    "decimal templates": (settings.templates, settings.set_templates),
+    "csv": (settings.dialects, settings.set_dialects),
+    "socket timeout": (settings.timeout, settings.set_timeout),
+    "polars options": (settings.polars, settings.set_polars),
     "numpy options": (libraries.numpy_options, libraries.set_numpy_options),
     "pandas options": (libraries.pandas_options, libraries.set_pandas_options),
     "matplotlib colormaps": (libraries.colormaps, libraries.set_colormaps),
@@ -115,6 +123,7 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "finders": hooks.place,
     "stream": hooks.place,
     "warnings": hooks.place,
+    "loop": hooks.place_loop,
     "codec": patches.place_codec,
     "logger": logs.place,
     "contextvars": context.place,
@@ -141,6 +150,15 @@ def prepare(
 
 
 widen = modules.widen
+names_files = leftovers.names_files
+_MOVING = frozenset({"timers", "temporary files", "shell log", "autoreload"})
+_STILL = f"{PREFIX}logger "
+
+
+def still(state: Collection[str], objects: Collection[tuple[str, Any]]) -> bool:
+    """Whether a process that looks like this stays so while calm cells run: nothing of the notebook's runs
+    with them (events, formatters, signals), no clock is on its way, no file is looked after."""
+    return _MOVING.isdisjoint(state) and all(name.startswith(_STILL) for name, _value in objects)
 
 
 def objects(base: common.Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
@@ -193,6 +211,7 @@ _COMPARED = frozenset(
         "garbage collector", "random", "aliases", "shell settings", "extensions", "numpy options",
         "logging", "temporary files",
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
+        "sys.argv", "parts of the shell", "decimal templates", "csv", "socket timeout", "polars options",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

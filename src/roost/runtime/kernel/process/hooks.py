@@ -1,6 +1,8 @@
 """Handlers of signals, tracing, import finders, streams and the way of warnings that the notebook set."""
 
+import asyncio
 import signal
+import socket
 import sys
 import types
 import warnings
@@ -9,6 +11,7 @@ from typing import Any
 
 from roost.runtime.kernel.naming import foreign
 from roost.runtime.kernel.process.base import Baseline
+from roost.runtime.kernel.refusal import Refusal
 
 _SIGNALS = tuple(
     kind for kind in sorted(signal.valid_signals()) if kind not in (signal.SIGKILL, signal.SIGSTOP)
@@ -52,6 +55,8 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
     if shows is not known[_SHOWING] and type(shows) is types.BuiltinMethodType:
         yield "warnings", shows
 
+    yield from _loop(base)
+
 
 _NAMED = frozenset(int(kind) for kind in signal.Signals)
 
@@ -74,3 +79,75 @@ def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
         return
     kind = int(word) if word.isdigit() else signal.Signals[word]
     signal.signal(kind, value)
+
+
+# --- the event loop ------------------------------------------------------------------------------
+
+
+class Watched:
+    """A descriptor that the event loop watches for the notebook, known by its number alone."""
+
+    def __reduce__(self) -> Any:
+        raise Refusal("a descriptor that the event loop watches", "add the reader again")
+
+
+def _own(function: Any) -> bool:
+    """Whether it is the notebook's, or the method of one of its containers."""
+    owner = function.__self__ if type(function) is types.BuiltinMethodType else None
+    return foreign(function) or (owner is not None and type(owner) is not types.ModuleType)
+
+
+_LOOP_DEFAULT = [0.1, False]
+"""``slow_callback_duration`` and debug mode."""
+
+
+def _loop(base: Baseline) -> Iterator[tuple[str, Any]]:
+    """What the notebook set in the loop that runs its cells."""
+    loop: Any = asyncio._get_running_loop()
+    if loop is None:
+        return
+    handler, factory = loop.get_exception_handler(), loop.get_task_factory()
+    handles = getattr(loop, "_signal_handlers", {}).items()
+    signals = [(number, one._callback, one._args) for number, one in handles if _own(one._callback)]
+    found = [
+        handler if foreign(handler) else None,
+        factory if foreign(factory) else None,
+        loop.slow_callback_duration,
+        loop.get_debug(),
+        signals,
+    ]
+    if foreign(handler) or foreign(factory) or signals or found[2:4] != _LOOP_DEFAULT:
+        yield "loop settings", base.steady("loop settings", found)
+    selector = getattr(loop, "_selector", None)
+    for key in list((selector.get_map() or {}).values()) if selector is not None else ():
+        rows = [one and (one._callback, one._args) for one in key.data] if _pair(key.data) else []
+        if any(row and _own(row[0]) for row in rows):
+            what = key.fileobj if type(key.fileobj) is socket.socket else Watched()
+            yield f"loop descriptor {key.fd}", base.steady(f"loop {key.fd}", [what, *rows])
+
+
+def _pair(data: Any) -> bool:
+    return type(data) is tuple and all(one is None or hasattr(one, "_callback") for one in data)
+
+
+def place_loop(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
+    """Set the loop up again."""
+    loop: Any = asyncio._get_running_loop()
+    if loop is None:
+        raise Refusal("the event loop's own", "set it again after a move")
+    if name.startswith("loop descriptor"):
+        what, reader, writer = value
+        if reader:
+            loop.add_reader(what, reader[0], *reader[1])
+        if writer:
+            loop.add_writer(what, writer[0], *writer[1])
+        return
+    handler, factory, slow, debug, signals = value
+    if handler is not None:
+        loop.set_exception_handler(handler)
+    if factory is not None:
+        loop.set_task_factory(factory)
+    loop.slow_callback_duration = slow
+    loop.set_debug(debug)
+    for number, function, arguments in signals:
+        loop.add_signal_handler(number, function, *arguments)
