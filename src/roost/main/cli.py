@@ -16,6 +16,7 @@ Table = Mapping[str, tuple[Any, str]]
 MARKET: Table = {
     "rank": ("roost.doors.cli.market:rank", "Rank what can be bought for a workload."),
     "why": ("roost.doors.cli.market:why", "Say why an offer ranks where it does."),
+    "compare": ("roost.doors.cli.market:compare", "Offers side by side, term by term."),
     "update": ("roost.doors.cli.market_data:update", "Read the clouds' prices and bands now."),
     "record": ("roost.doors.cli.market_data:record", "Keep what cannot be fetched later."),
     "import": ("roost.doors.cli.market_data:import_file", "Bring files into the history."),
@@ -101,6 +102,10 @@ class Later:
     def __init__(self, state: str | None) -> None:
         self._state = state
         self._made: Any = None
+
+    def market_folder(self) -> Any:
+        """Where the facts of the market lie."""
+        return load("roost.main.settings:settings")(self._state).market
 
     def market_data(self) -> Any:
         """The sources of the market."""

@@ -21,7 +21,7 @@ from roost.client.api import RoostClient
 from roost.client.model import CostView, SessionView, StartNotebook
 from roost.doors.cli import render
 from roost.doors.cli.context import errors, out, progress
-from roost.doors.cli.market import show_ranking
+from roost.doors.cli.market_render import show_ranking
 from roost.doors.cli.notebook import wait_moved, wait_running
 from roost.main.local import LocalInstallation
 from roost.main.page import CellResult, Page, code_cells

@@ -59,11 +59,11 @@ class MarketData:
     """Implements ``doors.cli.market_data.MarketData``."""
 
     def __init__(self, state_dir: str | None = None) -> None:
-        self._state_dir = settings(state_dir).state_dir
+        self._folder = settings(state_dir).market
 
     def folder(self) -> Path:
         """See ``MarketData``."""
-        return self._state_dir / "market"
+        return self._folder
 
     def sources(self) -> list[About]:
         """See ``MarketData``."""

@@ -35,6 +35,11 @@ class Settings:
     image: str = "data-science"
     """Package environment of hosts (``ROOST_IMAGE``)."""
 
+    @property
+    def market(self) -> Path:
+        """Where the history of the market lies."""
+        return self.state_dir / "market"
+
 
 def settings(state_dir: str | None = None) -> Settings:
     """Settings from the environment; ``state_dir`` overrides."""

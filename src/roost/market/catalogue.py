@@ -177,7 +177,8 @@ class Catalogue:
         if unknown:
             return unknown
         active = limits(ask)
-        passes = np.array([limit.passes(self.columns) for limit in active])
+        offered = self.columns.price > 0
+        passes = np.array([offered & limit.passes(self.columns) for limit in active])
         if passes.all(axis=0).any():
             return ""
         found = []
@@ -188,7 +189,7 @@ class Catalogue:
         return "; or ".join(found[:2]) or self._jointly(active)
 
     def _jointly(self, active: list[Limit]) -> str:
-        mask = np.ones(self.columns.height, np.bool_)
+        mask = self.columns.price > 0
         said = []
         for limit in active:
             mask &= limit.passes(self.columns)

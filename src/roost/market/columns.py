@@ -24,10 +24,13 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
 
-_BANDS = list(PUBLISHED)
-_UNKNOWN, _NOT_SPOT = len(_BANDS), len(_BANDS) + 1
+BANDS = list(PUBLISHED)
+"""The bands that offers carry, by code."""
+_UNKNOWN, _NOT_SPOT = len(BANDS), len(BANDS) + 1
 _OPTIONS = list(PurchaseOption)
 _SPOT = _OPTIONS.index(PurchaseOption.SPOT)
+NOTHING_NEWER: Mapping[int, int] = {}
+NOTHING_DEARER: Mapping[int, float] = {}
 _rate: Any = decision.rate  # on arrays; its operators are those of numbers
 
 
@@ -62,6 +65,7 @@ class Columns:
     option: Codes
     band: Codes
     price: Floats
+    """NaN: no longer offered."""
     on_demand: Floats
     counted: Floats
     """The price as the advisor counts it: spot not below its floor."""
@@ -103,7 +107,7 @@ class Columns:
         return far, loss
 
     def _hazard(self, context: RankContext, rows: Rows) -> Floats:
-        expected = [PUBLISHED[name].expected for name in _BANDS]
+        expected = [PUBLISHED[name].expected for name in BANDS]
         known = np.array([*expected, context.prior.expected, ON_DEMAND.expected])
         if not len(self.live_rows):
             published: Floats = known[self.band[rows]]
@@ -131,7 +135,11 @@ class Columns:
         places = (self.zones[self.zone[r]] or self.regions[self.region[r]][1] for r in at)
         found = [row for row, name in zip(at.tolist(), places, strict=True) if name == place]
         options = [_OPTIONS[self.option[row]] for row in found]
-        kept = [r for r, o in zip(found, options, strict=True) if option in (None, o.value)]
+        kept = [
+            row
+            for row, bought in zip(found, options, strict=True)
+            if option in (None, bought.value) and self.price[row] > 0
+        ]
         return np.array(kept, np.intp)
 
     def of_type(self, provider: str, kind: str) -> Rows:
@@ -161,19 +169,35 @@ class Columns:
             resources=self.types.resources[code],
             arch=self.types.arch[code],
             notice_s=self.notice_s.get(provider, 0.0),
-            interruption_bucket=_BANDS[band] if band < len(_BANDS) else None,
+            interruption_bucket=BANDS[band] if band < len(BANDS) else None,
         )
 
-    def with_live(self, hazards: Mapping[int, Hazard], prices: Mapping[int, float]) -> "Columns":
-        """The same offers with newer hazards and prices, by row."""
-        price, on_demand = self.price.copy(), self.on_demand.copy()
-        for row, value in prices.items():
-            price[row] = value
-            if self.option[row] != _SPOT:
-                on_demand[row] = value
+    def options(self) -> list[str]:
+        """The purchase option of every row."""
+        names = [option.value for option in _OPTIONS]
+        return [names[code] for code in self.option.tolist()]
+
+    def with_live(
+        self,
+        hazards: Mapping[int, Hazard],
+        prices: Mapping[int, float],
+        bands: Mapping[int, int] = NOTHING_NEWER,
+        listed: Mapping[int, float] = NOTHING_DEARER,
+    ) -> "Columns":
+        """The same offers with newer hazards, prices, bands (codes of ``BANDS``) and on-demand prices, by row.
+
+        A price that is no number: no longer offered.
+        """
+        price, on_demand, band = self.price.copy(), self.on_demand.copy(), self.band.copy()
+        band[list(bands)] = list(bands.values())
+        price[list(prices)] = list(prices.values())
+        on_demand[list(listed)] = list(listed.values())
+        bought = self.option != _SPOT
+        price[bought] = on_demand[bought]
         rows = np.fromiter(hazards, np.intp, len(hazards))
         return replace(
             self,
+            band=band,
             price=price,
             on_demand=on_demand,
             counted=_counted(self.option, price, on_demand),
@@ -245,7 +269,7 @@ def _codes(series: pl.Series, names: Sequence[str]) -> Codes:
 def _band(frame: pl.DataFrame) -> Codes:
     spot = frame["option"] == PurchaseOption.SPOT.value
     bands = frame["interruption_bucket"].replace_strict(
-        _BANDS, range(len(_BANDS)), default=_UNKNOWN, return_dtype=pl.Int32
+        BANDS, range(len(BANDS)), default=_UNKNOWN, return_dtype=pl.Int32
     )
     return np.where(spot.to_numpy(), bands.to_numpy(), _NOT_SPOT).astype(np.int32)
 

@@ -51,8 +51,8 @@ def limits(ask: Ask) -> list[Limit]:
 
 
 def passing(columns: Columns, active: Sequence[Limit]) -> Mask:
-    """The rows that all of the limits let through."""
-    mask = np.ones(columns.height, np.bool_)
+    """The rows that are offered and that all of the limits let through."""
+    mask: Mask = columns.price > 0
     for limit in active:
         mask &= limit.passes(columns)
     return mask
