@@ -73,6 +73,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "extensions": (ipython.extensions, ipython.set_extensions),
     "autoreload": (ipython.reloading, ipython.set_reloading),
     "aliases": (ipython.aliases, ipython.set_aliases),
+    "settings of formatters": (settings.config, settings.set_config),
     "shell settings": (ipython.settings, ipython.set_settings),
     "parts of the shell": (settings.parts, settings.set_parts),
     "shell log": (ipython.log, ipython.set_log),
@@ -211,7 +212,8 @@ _COMPARED = frozenset(
         "garbage collector", "random", "aliases", "shell settings", "extensions", "numpy options",
         "logging", "temporary files",
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
-        "sys.argv", "parts of the shell", "decimal templates", "csv", "socket timeout", "polars options",
+        "sys.argv", "parts of the shell", "settings of formatters", "decimal templates", "csv",
+        "socket timeout", "polars options",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

@@ -75,9 +75,15 @@ def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
             yield "errors", base.steady("errors", [tuple(shell.custom_exceptions), found[0]])
 
 
+def _formatters(shell: Any) -> dict[str, Any]:
+    """The formatters; none before something is shown: they take their settings when they are made."""
+    found: dict[str, Any] = shell.display_formatter._trait_values.get("formatters") or {}
+    return found
+
+
 def _printers(shell: Any) -> list[tuple[str, str, Any, Any]]:
     found = []
-    for mime, formatter in shell.display_formatter.formatters.items():
+    for mime, formatter in _formatters(shell).items():
         for table in ("type_printers", "deferred_printers"):
             found += [(mime, table, k, f) for k, f in getattr(formatter, table).items()]
     return found
@@ -111,9 +117,19 @@ def _settings(shell: Any) -> dict[str, Any]:
 
 def _text(shell: Any) -> dict[tuple[str, str], Any]:
     found: dict[Any, Any] = {}
-    for mime, formatter in shell.display_formatter.formatters.items():
+    for mime, formatter in _formatters(shell).items():
         values = getattr(formatter, "_trait_values", {})
         found.update({(mime, k): v for k, v in values.items() if type(v) in _SIMPLE})
+    return found
+
+
+def _made_anew(shell: Any) -> dict[tuple[str, str], Any]:
+    """What formatters would be set to that the notebook has not set up."""
+    found: dict[tuple[str, str], Any] = {}
+    for mime, formatter in _formatters(shell).items():
+        for name, trait in formatter.traits().items():
+            if name != "parent" and type(value := trait.default(formatter)) in _SIMPLE:
+                found[mime, name] = value
     return found
 
 
@@ -122,10 +138,12 @@ def settings(base: Baseline, shell: Any) -> Any:
     noted = base.noted["ipython"]
     now = _settings(shell)
     text = _text(shell)
+    if text and not noted["text"]:
+        noted["text"] = _made_anew(shell)
     visited = list(shell.user_ns.get("_dh", ()))
     made = {
         "shell": {k: v for k, v in now.items() if k not in noted["settings"] or noted["settings"][k] != v},
-        "text": {k: v for k, v in text.items() if k not in noted["text"] or noted["text"][k] != v},
+        "text": {k: v for k, v in text.items() if noted["text"].get(k, v) != v},
         "mode": shell.InteractiveTB.mode if shell.InteractiveTB.mode != noted["mode"] else None,
         "flags": shell.compile.flags if shell.compile.flags != noted["flags"] else None,
         "hidden": sorted(

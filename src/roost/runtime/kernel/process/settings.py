@@ -18,7 +18,11 @@ _HOMES = {_INLINE: "matplotlib_inline.config"}
 
 def note(shell: Any) -> dict[str, Any]:
     """Arguments and parts of the shell before the user's first cell."""
-    return {"argv": list(sys.argv), "parts": {name: now for name, _one, now in _parts(shell)}}
+    return {
+        "argv": list(sys.argv),
+        "parts": {name: now for name, _one, now in _parts(shell)},
+        "config": _formatting(shell),
+    }
 
 
 # --- parts of the shell --------------------------------------------------------------------------
@@ -96,6 +100,27 @@ def set_parts(value: dict[str, dict[str, Any]], _base: Baseline, shell: Any) -> 
             if part is not None and part.has_trait(trait):
                 with contextlib.suppress(Exception):  # a setting of another version of IPython
                     setattr(part, trait, setting)
+
+
+def _formatting(shell: Any) -> dict[str, Any]:
+    """What formatters will be told when they are made."""
+    sections = dict.items(shell.display_formatter.config)
+    return {k: _bare(v) for k, v in sections if k.endswith("Formatter") and _plain(v)}
+
+
+def config(base: Baseline, shell: Any) -> Any:
+    """Settings of formatters that a cell made."""
+    now = _formatting(shell)
+    return now if now != base.noted["settings"]["config"] else None
+
+
+def set_config(value: dict[str, Any], _base: Baseline, shell: Any) -> None:
+    """Tell them."""
+    formatter = shell.display_formatter
+    told = formatter.config.copy()
+    for name, section in value.items():
+        told[name].update(section)
+    formatter.config = told
 
 
 def arguments(base: Baseline, _shell: Any) -> Any:
