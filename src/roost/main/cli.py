@@ -17,6 +17,8 @@ MARKET: Table = {
     "rank": ("roost.doors.cli.market:rank", "Rank what can be bought for a workload."),
     "why": ("roost.doors.cli.market:why", "Say why an offer ranks where it does."),
     "compare": ("roost.doors.cli.market:compare", "Offers side by side, term by term."),
+    "purchase": ("roost.doors.cli.market_purchase:purchase", "The cheapest mix over months."),
+    "picture": ("roost.doors.cli.market_picture:picture", "Price against survival, drawn."),
     "update": ("roost.doors.cli.market_data:update", "Read the clouds' prices and bands now."),
     "record": ("roost.doors.cli.market_data:record", "Keep what cannot be fetched later."),
     "import": ("roost.doors.cli.market_data:import_file", "Bring files into the history."),

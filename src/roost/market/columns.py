@@ -184,7 +184,7 @@ class Columns:
         bands: Mapping[int, int] = NOTHING_NEWER,
         listed: Mapping[int, float] = NOTHING_DEARER,
     ) -> "Columns":
-        """The same offers with newer hazards, prices, bands (codes of ``BANDS``) and on-demand prices, by row.
+        """The same offers with newer hazards, prices, bands (codes of ``BANDS``), on-demand prices by row.
 
         A price that is no number: no longer offered.
         """

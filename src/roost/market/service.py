@@ -78,7 +78,7 @@ class Market:
         """
         if limit < 1:
             raise Invalid(f"limit={limit} shows nothing", hint="ask for at least 1")
-        context = self._context(ask, limit)
+        context = self.context(ask, limit)
         if per_region is not None:
             context = msgspec.structs.replace(context, per_region=per_region)
         columns, rows = self.catalogue.columns, self.catalogue.rows(ask)
@@ -107,7 +107,7 @@ class Market:
     def why(self, offer_key: str, ask: Ask) -> Explanation:
         """Why an offer ranks where it does. Raises ``Invalid`` if there is no such offer."""
         offer = self.catalogue.resolve(offer_key)
-        context = self._context(ask, 1)
+        context = self.context(ask, 1)
         terms = cost(offer, context)
         excluded = self.catalogue.excluded_by(offer, ask)
         columns, rows = self.catalogue.columns, self.catalogue.rows(ask)
@@ -143,7 +143,8 @@ class Market:
             told=() if self.newer is None else self.newer.told.get(offer.key, ()),
         )
 
-    def _context(self, ask: Ask, limit: int) -> RankContext:
+    def context(self, ask: Ask, limit: int | None = None) -> RankContext:
+        """What the advisor needs for this ask. Raises ``Invalid`` when ``near`` is no known place."""
         context = self.catalogue.context(ask, limit)
         if self._down_usd_hour is None:
             return context

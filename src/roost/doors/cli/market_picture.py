@@ -1,0 +1,88 @@
+"""``roost market picture``: draws the offers that meet an ask, price against expected survival."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roost.doors.cli.context import errors, out, progress
+from roost.doors.cli.market import market_of, newer_words
+from roost.doors.cli.market_options import (
+    Arch,
+    Clouds,
+    Gpus,
+    HistoryDir,
+    MaxPrice,
+    Memory,
+    MinNotice,
+    Near,
+    Options,
+    Regions,
+    Types,
+    Vcpus,
+    ask_of,
+)
+from roost.doors.cli.market_purchase import checked
+from roost.market.charts import market_picture
+from roost.market.picture import dots
+from roost.ports.errors import Invalid
+
+Days = Annotated[float, typer.Option("--days", min=0.01, help="Survival over so many days.")]
+
+
+def picture(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(help="Where to draw it: .png, .svg or .pdf.")],
+    days: Days = 30.0,
+    vcpus: Vcpus = 4.0,
+    memory: Memory = 16.0,
+    gpus: Gpus = 0.0,
+    arch: Arch = "x86_64",
+    cloud: Clouds = None,
+    region: Regions = None,
+    instance_type: Types = None,
+    max_price: MaxPrice = None,
+    near: Near = "",
+    min_notice: MinNotice = 0.0,
+    option: Options = None,
+    history: HistoryDir = None,
+) -> None:
+    """Draw every offer that fits: its price against how likely it lasts, with the frontier.
+
+    The frontier are the offers that no cheaper one outlasts. Offers whose stability nobody publishes are
+    drawn with the interval of the prior and are never on it.
+    """
+    with errors(), progress("draws") as say:
+        both = option or ["spot", "on_demand"]
+        ask = ask_of(
+            vcpus,
+            memory,
+            gpus,
+            arch,
+            cloud,
+            region,
+            instance_type,
+            max_price,
+            near,
+            min_notice,
+            both,
+        )
+        target = checked(path)
+        market = market_of(ctx, history, None)
+        candidates = market.catalogue.candidates(ask)
+        if not candidates:
+            raise Invalid(market.catalogue.explain_empty(ask), hint="loosen that constraint")
+        found = dots(candidates, market.context(ask), days * 24.0)
+        say(f"draws {len(found):,} offers")
+        named = f"{vcpus:g} vCPU and {memory:g} GiB" + (f" and {gpus:g} GPUs" if gpus else "")
+        title = f"Offers of {named} or more: price against expected survival"
+        dates = ", ".join(f"{c} {d}" for c, d in sorted(market.catalogue.prices_as_of.items()))
+        note = (
+            f"Prices as of {dates}{newer_words(market.newer)}. AWS: Spot Advisor bands of 2025-06-28, the "
+            "middle of the band. Azure and GCP publish no band in the shipped data: the prior of all known "
+            "pools, lines are its interval. Dots of a band are drawn a little apart. Speed: Spare Cores "
+            "(CC BY-SA 4.0)."
+        )
+        market_picture(found, title, note, f"{days:g} days", target)
+    frontier = [dot for dot in found if dot.frontier]
+    out.print(f"{len(found):,} offers, {len(frontier)} on the frontier: {target}", highlight=False)
