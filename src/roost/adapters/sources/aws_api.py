@@ -77,10 +77,17 @@ def clients(endpoint: str | None = None) -> Clients:
     if boto3 is None:
         raise Invalid("boto3 is not installed", hint="pip install 'roost[aws]'")
 
+    made: dict[str, Client] = {}
+
     def make(region: str) -> Client:
+        if region in made:
+            return made[region]
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=10.0, read_timeout=60.0)
         with _Aws("a client"):
-            return boto3.client("ec2", region_name=region, endpoint_url=endpoint, config=config)
+            made[region] = boto3.client(
+                "ec2", region_name=region, endpoint_url=endpoint, config=config
+            )
+            return made[region]
 
     return make
 
@@ -103,7 +110,8 @@ class _Aws:
         if isinstance(error, missing | NoRegionError):
             raise Denied(f"{self._what}: {error}", hint=HOW) from error
         if isinstance(error, ResponseParserError):
-            raise Never(f"{self._what}: the answer is not what AWS documents: {error}") from error
+            said = " ".join(str(error).split())[:300]
+            raise Retry(f"{self._what}: the answer cannot be read: {said}", after_s=5.0) from error
         if isinstance(error, EndpointConnectionError | HTTPClientError):
             raise Retry(f"{self._what}: AWS is out of reach: {error}", after_s=15.0) from error
         if isinstance(error, BotoCoreError):

@@ -206,6 +206,7 @@ class _Price(msgspec.Struct, rename="camel"):
 
 
 class _History(msgspec.Struct, rename="camel"):
+    machine_type: str
     preemption_history: list[_Preemption] = []
     price_history: list[_Price] = []
 
@@ -360,7 +361,7 @@ class _Recommendation(msgspec.Struct, rename="camel"):
 
 
 class _Capacity(msgspec.Struct, rename="camel"):
-    recommendations: list[_Recommendation] = []
+    recommendations: list[_Recommendation]
 
 
 class GcpCapacityAdvice(_Advice):
