@@ -16,7 +16,12 @@ Table = Mapping[str, tuple[Any, str]]
 MARKET: Table = {
     "rank": ("roost.doors.cli.market:rank", "Rank what can be bought for a workload."),
     "why": ("roost.doors.cli.market:why", "Say why an offer ranks where it does."),
+    "backtest": (
+        "roost.sim.backtest.cli:backtest",
+        "Replay policies over recorded markets.",
+    ),
     "compare": ("roost.doors.cli.market:compare", "Offers side by side, term by term."),
+    "watch": ("roost.doors.cli.market_watch:watch", "Rank again as facts come in."),
     "purchase": ("roost.doors.cli.market_purchase:purchase", "The cheapest mix over months."),
     "picture": ("roost.doors.cli.market_picture:picture", "Price against survival, drawn."),
     "update": ("roost.doors.cli.market_data:update", "Read the clouds' prices and bands now."),

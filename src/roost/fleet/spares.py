@@ -1,0 +1,37 @@
+"""How many spare replicas a service keeps: none while all is calm, one while trouble is likely. Pure.
+
+A spare that always stands costs 1/N of the service. Most of what it is worth it is worth in few hours:
+when the summed risk of the replicas being taken within ten minutes is high. Used by fleet and by the
+backtest alike.
+"""
+
+from collections.abc import Sequence
+
+RISK = 0.07
+"""Summed ten-minute risk from which on a spare stands by."""
+CALM = 0.6
+"""A spare goes again when the risk falls below this share of ``RISK``: no coming and going around the
+line."""
+
+
+def spares(
+    risks: Sequence[float],
+    standing: int = 0,
+    *,
+    threshold: float = RISK,
+    most: int = 1,
+) -> int:
+    """How many spares to keep.
+
+    ``risks``: of each replica, the probability of being taken within ten minutes (0 for on-demand).
+    Replicas of one zone count each: a loss there takes them all. ``standing``: how many spares there
+    are now. ``most``: never more than this; the n-th is kept while the summed risk is above n x
+    ``threshold``.
+    """
+    risk = sum(risks)
+    wanted = 0
+    for number in range(1, most + 1):
+        line = threshold * number * (CALM if standing >= number else 1.0)
+        if risk > line:
+            wanted = number
+    return wanted

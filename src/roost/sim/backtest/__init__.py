@@ -1,0 +1,1 @@
+"""Replays policies over recorded spot markets: sessions, services, jobs; baselines, oracles, pictures."""

@@ -1,0 +1,127 @@
+"""Policies for a batch job with a deadline: the baselines from their papers, and Roost's. Pure; each
+sees only ``Seen``.
+
+on-demand         on demand from the beginning
+greedy            the first pool that is up; on demand when only work + 2 restarts + a tick fit before
+                  the deadline
+ewma              greedy with the pool of the highest availability over the last 24 h
+uniform-progress  Uniform Progress (Wu et al., "Can't Be Late", NSDI 2024, section 4), first pool that
+                  is up
+roost             ``jobs/deadline.py``, pool by the money rule
+"""
+
+from roost.jobs.deadline import Standing, Where, decide
+from roost.market import decision
+from roost.sim.backtest.job import Progress
+from roost.sim.backtest.pools import ON_DEMAND
+from roost.sim.backtest.seen import HORIZONS_H, Seen
+from roost.sim.backtest.session_policies import Ewma
+
+
+class OnDemandJob:
+    """Never uses spot."""
+
+    def where(self, seen: Seen, progress: Progress) -> int | None:
+        return ON_DEMAND
+
+
+class GreedyJob:
+    """Exploits spot until it is lost; the safety net keeps the deadline."""
+
+    def where(self, seen: Seen, progress: Progress) -> int | None:
+        if progress.place is not None:
+            return progress.place
+        if _must(seen, progress):
+            return ON_DEMAND
+        return self.pick(seen)
+
+    def pick(self, seen: Seen) -> int | None:
+        """The pool to launch in."""
+        return next((z for z in range(len(seen.zones)) if seen.up[z]), None)
+
+
+class EwmaJob(GreedyJob):
+    """Greedy, the pool by its availability."""
+
+    def __init__(self) -> None:
+        self._ewma = Ewma()
+
+    def where(self, seen: Seen, progress: Progress) -> int | None:
+        self._ewma.learn(seen)
+        return super().where(seen, progress)
+
+    def pick(self, seen: Seen) -> int | None:
+        place = self._ewma.place(seen)
+        return None if place == ON_DEMAND else place
+
+
+class UniformProgress(GreedyJob):
+    """Behind the line on demand, ahead of it waiting; back on spot when two restarts ahead."""
+
+    def where(self, seen: Seen, progress: Progress) -> int | None:
+        task = progress.task
+        if progress.place is not None and progress.place != ON_DEMAND:
+            return progress.place
+        must, zone = _must(seen, progress), self.pick(seen)
+        done_s = task.work_s - progress.left_s
+        speed = task.work_s / task.deadline_s
+        if progress.place == ON_DEMAND:
+            ahead = done_s >= (progress.elapsed_s + 2.0 * task.restart_s) * speed
+            return zone if ahead and zone is not None and not must else ON_DEMAND
+        if must:
+            return ON_DEMAND
+        if zone is not None:
+            return zone
+        return ON_DEMAND if done_s < progress.elapsed_s * speed else None
+
+
+class RoostJob:
+    """Where ``jobs/deadline.py`` says; which pool by the money rule: price, and a restart at every
+    loss."""
+
+    PLACE, RISK_AT = 0, 0
+    """Numbers of the horizons: 10 min for both."""
+
+    def where(self, seen: Seen, progress: Progress) -> int | None:
+        task, place = progress.task, progress.place
+        on = Where.WAIT if place is None else Where.ON_DEMAND if place == ON_DEMAND else Where.SPOT
+        best, risk = self._best(seen, task.restart_s)
+        standing = Standing(
+            work_s=task.work_s,
+            left_s=progress.left_s,
+            deadline_s=task.deadline_s,
+            elapsed_s=progress.elapsed_s,
+            restart_s=task.restart_s,
+            look_s=seen.gap_s,
+            on=on,
+        )
+        verdict = decide(standing, risk, len(seen.zones))
+        return {
+            Where.STAY: place,
+            Where.SPOT: best,
+            Where.WAIT: None,
+            Where.ON_DEMAND: ON_DEMAND,
+        }[verdict.where]
+
+    def _best(self, seen: Seen, restart_s: float) -> tuple[int | None, float | None]:
+        losses = seen.forecasts.p_loss(seen.tick, self.PLACE)
+        hours = HORIZONS_H[self.PLACE]
+        rates = {
+            z: decision.rate(
+                seen.price[z],
+                1.0,
+                decision.hazard_hour(losses[z], hours),
+                decision.loss_usd(seen.price[z], restart_s),
+            )
+            for z in range(len(seen.zones))
+            if seen.up[z] and not seen.refuses(z)
+        }
+        best = decision.best_place(rates, dict(enumerate(seen.regions)))
+        if best is None:
+            return None, None
+        return best, seen.forecasts.p_loss(seen.tick, self.RISK_AT)[best]
+
+
+def _must(seen: Seen, progress: Progress) -> bool:
+    need_s = progress.left_s + 2.0 * progress.task.restart_s + seen.gap_s
+    return progress.time_left_s < need_s
