@@ -6,6 +6,7 @@ takes the place of a start under way, and a fence or stop ends it. It never capt
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -145,6 +146,7 @@ class KernelStarter:
         """Fetch while a kernel starts, then bring both together. On failure no task is left."""
         task_id = standby or self._tasks.new_id()
         self._promised.add(task_id)
+        begun_s = time.monotonic()
         try:
             async with together() as group:
                 fetching = group.create_task(self._fetch(order))
@@ -157,12 +159,21 @@ class KernelStarter:
                 await self._tasks.stop([task_id])
                 warm = False
                 await self._tasks.start(task_id)
+            fetched_s = time.monotonic()
             adopted = await self._adopt(order, task_id, fetched)
         except BaseException:
             await asyncio.shield(self._tasks.stop([task_id], grace_s=0.0))
             raise
         finally:
             self._promised.discard(task_id)
+        log.info(
+            "%s at epoch %d: %.2f s to fetch, %.2f s to adopt, %.2f s of these to restore",
+            order.session_id,
+            order.epoch,
+            fetched_s - begun_s,
+            time.monotonic() - fetched_s,
+            adopted.report.seconds,
+        )
         return KernelUp(
             session_id=order.session_id,
             epoch=order.epoch,

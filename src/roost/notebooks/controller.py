@@ -62,8 +62,8 @@ class NotebookController:
         self._missing_since: dict[str, float] = {}
         self._warmed: dict[str, tuple[str, ...]] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
-        self._fetched: dict[tuple[str, str], str] = {}
-        """Host and session -> the checkpoint whose chunks are there."""
+        self._fetched: dict[tuple[str, str], tuple[str, float]] = {}
+        """Host and session -> the checkpoint whose chunks are there, and when it was asked for."""
         self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def keys(self) -> list[str]:
@@ -106,6 +106,7 @@ class NotebookController:
         standby = None
         if session.standby_claim_id:
             standby = await self._fleet.view(session.standby_claim_id)
+        fetched = self._fetched.get((self._host_of(standby), session.id), ("", 0.0))
         return planning.Snapshot(
             session=session,
             active=active,
@@ -114,7 +115,8 @@ class NotebookController:
             silent_s=self._since(self._silent_since, session, self._silent(session, active)),
             missing_s=self._since(self._missing_since, session, self._missing(session, active)),
             warmed=self._warmed.get(self._host_of(standby)),
-            fetched=self._fetched.get((self._host_of(standby), session.id)),
+            fetched=fetched[0],
+            fetched_s=fetched[1],
         )
 
     @staticmethod
@@ -271,12 +273,14 @@ class NotebookController:
         if key in self._fetching:
             return
 
+        asked_s = self._clock.now_s()
+
         async def work() -> None:
             try:
                 await self._kernels.prefetch(fetch.host_id, session_id, fetch.checkpoint)
-                self._fetched[key] = fetch.checkpoint
+                self._fetched[key] = (fetch.checkpoint, asked_s)
             except RoostError:
-                self._fetched.setdefault(key, "")
+                self._fetched[key] = ("", asked_s)
             finally:
                 self._fetching.pop(key, None)
 

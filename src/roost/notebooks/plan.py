@@ -37,8 +37,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How long the connected active host has not reported the session's kernel."""
     warmed: tuple[str, ...] | None = None
     """Imports the standby host was last warmed with; None = not yet."""
-    fetched: str | None = None
-    """The checkpoint whose chunks the standby host has; empty: they did not come, None = not asked yet."""
+    fetched: str = ""
+    """The checkpoint whose chunks the standby host has."""
+    fetched_s: float = 0.0
+    """When it, or one that did not come, was asked for; 0: none was."""
 
 
 class WarmHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,9 +344,18 @@ def _ready_target(snapshot: Snapshot) -> bool:
     standby = snapshot.standby
     if standby is None or not standby.usable or _unwanted(standby, snapshot.session.move):
         return False
-    # Any checkpoint will do: what has changed since comes with the move.
-    there = snapshot.fetched is not None or snapshot.session.checkpoint is None
-    return there and _warm(snapshot)
+    return _warm(snapshot) and _fetched(snapshot)
+
+
+def _fetched(snapshot: Snapshot) -> bool:
+    """Whether the standby host has the session's chunks, but for what has changed since the move began.
+
+    Those that do not come count as fetched: a move must not wait for ever.
+    """
+    checkpoint, move = snapshot.session.checkpoint, snapshot.session.move
+    if checkpoint is None or snapshot.fetched == checkpoint.digest:
+        return True
+    return move is not None and snapshot.fetched_s >= move.started_s
 
 
 def _busy(snapshot: Snapshot) -> bool:

@@ -210,7 +210,7 @@ class Keeper:
             if self._captures.pending:
                 loop = asyncio.get_running_loop()
                 loop.call_later(CAPTURE_GRACE_S, lambda: self._offer_capture(force=True))
-        elif fields.get("event") == "capture_failed":
+        elif fields.get("event") in ("capture_failed", "amended"):
             refused = reports(fields.get("refused", ()))
             self._publish(CaptureNotMade(reason=str(fields.get("reason", "")), refused=refused))
 
@@ -263,8 +263,8 @@ class Keeper:
         await self._engine_adopt(order)
         report = RestoreReport()
         if order.restore_manifest:
-            chunks = order.chunks_dir or order.captures_dir
-            answer = await self._life.demand("restore", dir=chunks, manifest=order.restore_manifest)
+            chunks, manifest = order.chunks_dir or order.captures_dir, order.restore_manifest
+            answer = await self._life.demand("restore", dir=chunks, manifest=manifest, wait=False)
             variables = reports(answer.get("report", ()))
             report = RestoreReport(variables=variables, seconds=float(answer.get("seconds", 0.0)))
             self._execution_count = int(answer.get("execution_count", 0))

@@ -161,7 +161,7 @@ class Server:
     async def _restore(self, request: Fields) -> Fields:
         directory, manifest = Path(request["dir"]), Path(request["manifest"])
         done = await self._between_cells(lambda: self._engine.restore(directory, manifest))
-        if done.unproven:
+        if done.unproven and request.get("wait", True):
             verified = asyncio.Event()
             done.unproven.then(lambda: self._loop.call_soon_threadsafe(verified.set))
             await verified.wait()
