@@ -53,8 +53,9 @@ def market_picture(dots: Sequence[Dot], title: str, note: str, span: str, path: 
     _frontier(axes, [d for d in dots if d.frontier])
     axes.set_xscale("log")
     low, high = min(d.usd_useful_hour for d in dots), max(d.usd_useful_hour for d in dots)
-    axes.set_xlim(low * 0.8, min(high, low * WIDEST) * 1.1)
-    axes.set_xticks([t for t in TICKS if low <= t <= high], minor=False)
+    end = min(high, low * WIDEST) * 1.1
+    axes.set_xlim(low * 0.8, end)
+    axes.set_xticks([t for t in TICKS if low <= t <= end], minor=False)
     axes.set_xticks([], minor=True)
     axes.set_ylim(min(0.0, *(d.low for d in dots)), 1.06)
     axes.xaxis.set_major_formatter(lambda value, _: f"${value:g}")
