@@ -213,8 +213,8 @@ class History:
 
         Files that cannot be read are skipped and told in ``problems``.
         """
-        rows = self._read(kind, since, until, source, where)
-        return rows.sort("observed_at", *FACTS[kind].KEY)
+        rows = _once(kind, self._read(kind, since, until, source, where))
+        return rows.sort("observed_at", *FACTS[kind].KEY, "source")
 
     def _read(
         self,
@@ -239,7 +239,7 @@ class History:
             rows = rows.filter(pl.col("observed_at") >= since)
         if until is not None:
             rows = rows.filter(pl.col("observed_at") <= until)
-        return _once(kind, rows)
+        return rows
 
     def latest(
         self,
@@ -250,8 +250,10 @@ class History:
         where: pl.Expr | None = None,
     ) -> pl.DataFrame:
         """The newest fact of each series, whoever told it; ``as_of``: what was true at that moment."""
-        rows = self._read(kind, since, as_of, where=where).sort("observed_at", "source")
-        return rows.unique(FACTS[kind].KEY, keep="last")
+        key = FACTS[kind].KEY
+        rows = self._read(kind, since, as_of, where=where)
+        order = ["observed_at", "source", *(n for n in rows.columns if n not in key)]
+        return rows.sort(list(dict.fromkeys(order)), nulls_last=False).unique(key, keep="last")
 
     def latest_prices(
         self, *, as_of: float | None = None, since: float | None = None
@@ -263,7 +265,8 @@ class History:
         price beside it, and one with an empty zone for each region's on-demand price. Null = unknown.
         """
         rows = self.latest("offer_price", as_of=as_of, since=since)
-        rows = rows.rename({"instance_type": "type"}).sort("observed_at")
+        rows = rows.rename({"instance_type": "type"})
+        rows = rows.sort("observed_at", "source", "zone", "usd_hour", nulls_last=False)
         region = ("provider", "region", "type")
         told = ("source", "observed_at")
         on_demand = (
