@@ -12,6 +12,11 @@ from roost.main.cli import app
 runner = CliRunner()
 
 
+@pytest.fixture(autouse=True)
+def no_history(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOST_STATE_DIR", str(tmp_path / "state"))
+
+
 @pytest.mark.parametrize("columns", ["60", "120", "240"])
 def test_rank_shows_the_table_and_each_reason(columns):
     result = runner.invoke(
@@ -88,6 +93,77 @@ def test_why_explains_the_terms_and_what_the_best_has():
     assert made["offer"]["key"] == "aws/apne2-az1/m5.xlarge/spot"
     assert made["excluded_by"] == ["max_usd_hour=0.05"]
     assert made["winner"]["offer"]["key"]
+
+
+M5 = "aws/use1-az1/m5.xlarge"
+
+
+def test_compare_puts_every_term_side_by_side():
+    args = ["market", "compare", M5, f"{M5}/on_demand"]
+    shown = runner.invoke(app, args, env={"COLUMNS": "160"})
+    assert shown.exit_code == 0, shown.output
+    for said in ("losses", "down a loss", "42 s", "total", f"{M5}/on_demand: +"):
+        assert said in shown.output
+    rows = json.loads(runner.invoke(app, [*args, "--json"]).stdout)
+    assert [row["offer"]["key"] for row in rows] == [f"{M5}/spot", f"{M5}/on_demand"]
+    for row in rows:
+        terms = row["cost"]
+        parts = ("price", "floor", "speed", "distance", "losses")
+        assert sum(terms[part] for part in parts) == pytest.approx(terms["total"])
+        loss = row["loss"]
+        assert loss["down_s"] == max(
+            loss["freeze_s"], loss["launch_s"] + loss["move_s"] - loss["notice_s"]
+        )
+        assert terms["losses"] == pytest.approx(loss["hazard"]["expected"] * loss["usd"])
+        assert loss["hazard"]["source"]
+
+
+def test_replicas_are_spread_over_regions():
+    args = ["market", "rank", "--replicas", "6", "--json"]
+    rows = json.loads(runner.invoke(app, args).stdout)
+    regions = [(row["offer"]["provider"], row["offer"]["region"]) for row in rows]
+    assert len(rows) == 6
+    assert max(regions.count(region) for region in regions) <= 2
+
+
+def test_purchase_says_what_to_buy_and_what_has_no_price(tmp_path):
+    chart = tmp_path / "crossover.png"
+    use = ["--instances", "4", "--hours-a-day", "10", "--always", "1", "--never-spot", "1"]
+    args = ["market", "purchase", M5, *use, "--chart", str(chart)]
+    shown = runner.invoke(app, args, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    words = " ".join(shown.output.split())
+    assert "Buy reserved standard of 1 year all upfront for 1 machine and on demand" in words
+    assert "not counted: reserved standard of 3 years: only a best case is published" in words
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    made = json.loads(runner.invoke(app, [*args, "--json"]).stdout)
+    assert made["mix"]["usd"] == pytest.approx(sum(p["usd"] for p in made["mix"]["parts"]))
+    assert made["sentence"] in words
+    refused = runner.invoke(app, [*args, "--dedicated", "--use", str(tmp_path / "none")])
+    assert refused.exit_code == 2
+
+
+def test_the_picture_is_drawn_where_asked(tmp_path):
+    picture = tmp_path / "market.png"
+    ask = ["--cloud", "aws,gcp", "--region", "us-east-1,us-east4", "--max-price", "0.3"]
+    done = runner.invoke(app, ["market", "picture", str(picture), *ask])
+    assert done.exit_code == 0, done.output
+    assert "on the frontier" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    wrong = runner.invoke(app, ["market", "picture", str(tmp_path / "market.doc"), *ask])
+    assert wrong.exit_code == 2
+    assert "end it in .png" in wrong.stderr
+
+
+def test_watch_tells_the_ranking_and_whether_a_move_pays():
+    args = ["market", "watch", "--once", "--limit", "2", "--holding", M5, "--json"]
+    done = runner.invoke(app, args)
+    assert done.exit_code == 0, done.output
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (first["event"], len(first["offers"])) == ("ranking", 2)
+    assert (second["event"], second["offer"]) == ("holding", f"{M5}/spot")
+    assert second["move"] is True
+    assert "a day, the move costs $" in second["why"]
 
 
 def test_ranking_pays_for_no_library_of_training_or_drawing():
