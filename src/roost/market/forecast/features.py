@@ -37,6 +37,9 @@ AGE_EDGES_H = (0.25, 0.75, 2.0, 5.0, 12.0)
 RUN_MEMORY = 0.25
 """Weight of the newest run in the average length of runs."""
 DAY_H = 24.0
+SLOTS = 48
+"""Parts of a day whose availability and losses are remembered over days (no clock: days since the start)."""
+DAY_KEEP = 0.75
 
 
 class Cadence:
@@ -144,6 +147,8 @@ def names() -> tuple[str, ...]:
         "others_loss_8h",
         "day_ago_up",
         "day_ago_change",
+        "same_hour_up",
+        "same_hour_loss",
         "looks_tick",
         "looks_10min",
         "looks_1h",
@@ -192,6 +197,9 @@ class PoolFeatures:
         ring = max(1, round(DAY_H / self.gap_h))
         self._ring = np.full((ring, 2, z), np.nan, dtype=np.float32)
         self._place = 0
+        self._slot = -1
+        # Of each part of the day: hours looked at, hours up, hours held, losses.
+        self._slots = np.zeros((SLOTS, 4, z))
 
     def observe(self, up: Bools, known: Bools | None = None) -> None:
         """One tick: whether each pool could give an instance; pools not ``known`` now keep what they had."""
@@ -219,6 +227,18 @@ class PoolFeatures:
         recent = self._up_sum[0] / np.maximum(self._up_hours[0], 1e-9)
         self._ring[self._place, 0] = recent
         self._ring[self._place, 1] = self._losses[1] > 0.5
+        slot = int(self.tick * self.gap_h * SLOTS / DAY_H) % SLOTS
+        if slot != self._slot:
+            self._slot = slot
+            self._slots[slot] *= DAY_KEEP
+        self._slots[slot] += np.stack([hours, np.where(up, hours, 0.0), held * self.gap_h, lost])
+
+    def _same_hour(self) -> tuple[Floats, Floats]:
+        """Availability, and losses an up hour, of the coming hour on the days before."""
+        ahead = [(self._slot + i) % SLOTS for i in (1, 2)]
+        looked, up, held, lost = self._slots[ahead].sum(axis=0)
+        losses = (self._losses[4] + PRIOR_LOSS_HOUR) / (self._loss_hours[4] + 1.0)
+        return (up + 0.5) / (looked + 1.0), np.log((lost + 2.0 * losses) / (held + 2.0))
 
     def _count_at_age(self, held: Bools, lost: Bools) -> None:
         bucket = np.searchsorted(AGE_EDGES_H, self.age_ticks * self.gap_h)
@@ -290,6 +310,7 @@ class PoolFeatures:
             far[[0, 2, 3, 4]],
             yesterday[None],
             change[None],
+            *(x[None] for x in self._same_hour()),
             *(np.log(np.maximum(x, FEW_LOOKS))[None] for x in looks),
             np.log(np.minimum(self.seen_h, LONG_H) + 0.1)[None],
             np.full((1, len(now)), log(self.gap_h)),

@@ -1,6 +1,7 @@
 """What became of each pool after each tick, as numbers to learn from and to judge by. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ class Rows:
     """Ticks until the recording ends or the pool is no longer looked at: who gets there is censored."""
     later: Ints
     """Up (1) or not (0) an hour later; -1 where that is not recorded."""
+    hourly: NDArray[np.float16]
+    """Availability in each of the 24 hours before [N, 24], the latest last; a half where nobody looked."""
+    ahead: NDArray[np.float32]
+    """Availability over the 24 hours after; -1 where that is not recorded whole."""
 
     @property
     def horizons(self) -> list[int]:
@@ -44,18 +49,14 @@ class Rows:
 
     def where(self, keep: Bools) -> "Rows":
         """The rows that are kept."""
-        return Rows(
-            self.trace,
-            self.gap_s,
-            self.features[keep],
-            self.seen_h[keep],
-            self.tick[keep],
-            self.zone[keep],
-            self.up[keep],
-            self.down_in[keep],
-            self.left[keep],
-            self.later[keep],
-        )
+        columns = {name: getattr(self, name)[keep] for name in COLUMNS}
+        return Rows(trace=self.trace, gap_s=self.gap_s, **columns)
+
+    def joined(self, others: Sequence["Rows"]) -> "Rows":
+        """These rows and those of other parts of the same recording."""
+        every = [self, *others]
+        columns = {name: np.concatenate([getattr(r, name) for r in every]) for name in COLUMNS}
+        return Rows(trace=self.trace, gap_s=self.gap_s, **columns)
 
     def before(self, tick: int) -> "Rows":
         """What could be known at ``tick``: earlier rows, and of what became of them what was seen by then."""
@@ -63,8 +64,8 @@ class Rows:
         left = np.minimum(kept.left, tick - 1 - kept.tick)
         later = np.where(kept.tick + self.horizons[1] < tick, kept.later, -1)
         down_in = np.where(kept.down_in <= left, kept.down_in, NEVER)
-        fields = (kept.features, kept.seen_h, kept.tick, kept.zone, kept.up, down_in, left, later)
-        return Rows(kept.trace, kept.gap_s, *fields)
+        ahead = np.where(left >= kept.horizons[3], kept.ahead, -1.0).astype(np.float32)
+        return replace(kept, down_in=down_in, left=left, later=later, ahead=ahead)
 
     def lost(self, horizon: int) -> tuple[Bools, Bools]:
         """(which rows tell whether the pool was lost within a horizon, whether it was)."""
@@ -80,6 +81,20 @@ class Rows:
         return told, self.down_in <= end
 
 
+COLUMNS = (
+    "features",
+    "seen_h",
+    "tick",
+    "zone",
+    "up",
+    "down_in",
+    "left",
+    "later",
+    "hourly",
+    "ahead",
+)
+
+
 def rows_of(trace: Trace) -> Rows:
     """All rows of a recording."""
     up, known = trace.up, trace.known
@@ -88,6 +103,7 @@ def rows_of(trace: Trace) -> Rows:
     ahead = max(1, round(3600.0 / trace.gap_s))
     later = np.full(up.shape, -1)
     later[:-ahead] = np.where(known[ahead:], up[ahead:], -1) if len(up) > ahead else later[:-ahead]
+    hourly, coming = _availability(up, known, ahead)
     tick, zone = np.nonzero(known)
     at = (tick, zone)
     return Rows(
@@ -101,7 +117,31 @@ def rows_of(trace: Trace) -> Rows:
         down_in=down_in[at],
         left=left[at],
         later=later[at],
+        hourly=hourly[at],
+        ahead=coming[at],
     )
+
+
+def _availability(
+    up: Bools, known: Bools, hour: int
+) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """By tick and zone: availability of each of the 24 hours before, and over the 24 hours after."""
+    ticks, zones = up.shape
+    nothing = np.zeros((1, zones))
+    ups = np.concatenate([nothing, np.cumsum(up & known, axis=0)])
+    looks = np.concatenate([nothing, np.cumsum(known, axis=0)])
+    now = np.arange(1, ticks + 1)
+    hourly = np.empty((ticks, zones, 24), dtype=np.float16)
+    for back in range(24):
+        end = np.maximum(now - back * hour, 0)
+        begin = np.maximum(end - hour, 0)
+        seen = looks[end] - looks[begin]
+        share = (ups[end] - ups[begin]) / np.maximum(seen, 1)
+        hourly[:, :, 23 - back] = np.where(seen > 0, share, 0.5)
+    end = np.minimum(now + 24 * hour, ticks)
+    whole = (looks[end] - looks[now]) == 24 * hour
+    coming = np.where(whole, (ups[end] - ups[now]) / (24 * hour), -1.0).astype(np.float32)
+    return hourly, coming
 
 
 def _waits(up: Bools, known: Bools) -> tuple[Ints, Ints]:

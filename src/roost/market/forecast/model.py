@@ -11,7 +11,7 @@ probability of being lost within a horizon, one minus the product of what is lef
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import exp
 from pathlib import Path
@@ -21,7 +21,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from roost.market.forecast.baselines import Baselines
 from roost.market.forecast.features import HORIZONS_H, PoolFeatures, names
+from roost.market.forecast.recalibrate import Recalibration, shifted, shifts_over
 from roost.market.forecast.trees import Forest, Trees
 from roost.market.survival import Hazard
 from roost.market.traces import Trace
@@ -72,6 +74,17 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """How far whole pools lie from the model in log odds, beyond chance."""
 
 
+class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a recording the model has learnt from."""
+
+    instance: str
+    zones: list[str]
+    gap_s: float
+    first_tick: int
+    last_tick: int
+    days: float
+
+
 class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     """What is shipped."""
 
@@ -83,7 +96,9 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     """One for each interval."""
     stays_up: Head
     comes_up: Head
-    trained_on: dict[str, dict[str, str | float | list[str]]]
+    baselines: Baselines
+    """Fitted to the same rows, for ``roost market evaluate``."""
+    trained_on: dict[str, TrainedOn]
     made_by: str
     licence: str
 
@@ -93,8 +108,8 @@ class Forecast:
     """Per pool [Z] (or [T, Z]), the last axis of losses being the horizons ``HORIZONS_H``.
 
     ``p_loss``: probability that a pool that is up is lost within the horizon; NaN for pools that are down and
-    for pools nobody has looked at (nothing is known, which is not a number). ``p_up_1h``: probability that the
-    pool can give an instance in an hour, whatever it can do now. Intervals hold 80 %.
+    for pools nobody has looked at (nothing is known, which is not a number). ``p_up_1h``: probability that
+    the pool can give an instance in an hour, whatever it can do now. Intervals hold 80 %.
     """
 
     p_loss: Floats
@@ -169,21 +184,22 @@ class Forecaster:
     def replay(self, trace: Trace) -> Forecast:
         """The forecasts at every tick of a recording [T, Z, ...]; each knows only what came before it."""
         pools = PoolFeatures(trace.regions, trace.gap_s)
-        up, known = trace.up, trace.known
         shape = (trace.ticks, len(trace.zones))
         features = np.empty((*shape, len(names())))
         seen = np.empty(shape)
         state = np.empty(shape, dtype=bool)
+        up, known = trace.up, trace.known
         for tick in range(trace.ticks):
             pools.observe(up[tick], known[tick])
             features[tick], seen[tick], state[tick] = pools.matrix(), pools.seen_h, pools.up
-        flat = features.reshape(-1, features.shape[-1])
-        made = self.forecast(flat, state.ravel(), seen.ravel())
+        made = self.forecast(features.reshape(-1, len(names())), state.ravel(), seen.ravel())
         many = (*shape, len(HORIZONS_H))
+        p_loss = made.p_loss.reshape(many)
+        shifts = shifts_over(state, known, p_loss, trace.gap_s)
         return Forecast(
-            p_loss=made.p_loss.reshape(many),
-            p_loss_low=made.p_loss_low.reshape(many),
-            p_loss_high=made.p_loss_high.reshape(many),
+            p_loss=shifted(p_loss, shifts),
+            p_loss_low=shifted(made.p_loss_low.reshape(many), shifts),
+            p_loss_high=shifted(made.p_loss_high.reshape(many), shifts),
             p_up_1h=made.p_up_1h.reshape(shape),
             p_up_1h_low=made.p_up_1h_low.reshape(shape),
             p_up_1h_high=made.p_up_1h_high.reshape(shape),
@@ -204,6 +220,8 @@ class PoolStates:
         self.zones = tuple(zones)
         self._forecaster = forecaster or Forecaster.load()
         self._features = PoolFeatures(regions, gap_s)
+        self._account = Recalibration(len(self.zones), gap_s)
+        self._now = self._forecast()
 
     def observe(
         self,
@@ -226,9 +244,21 @@ class PoolStates:
                 where = np.asarray(told, dtype=bool)
                 state[where], seen[where] = value, True
         self._features.observe(state, seen)
+        self._account.observe(self._features.up, seen)
+        self._now = self._forecast()
+        self._account.record(self._now.p_loss)
 
     def hazards(self) -> Forecast:
         """The forecasts for every pool now."""
+        made, shifts = self._now, self._account.shifts()
+        return replace(
+            made,
+            p_loss=shifted(made.p_loss, shifts),
+            p_loss_low=shifted(made.p_loss_low, shifts),
+            p_loss_high=shifted(made.p_loss_high, shifts),
+        )
+
+    def _forecast(self) -> Forecast:
         pools = self._features
         return self._forecaster.forecast(pools.matrix(), pools.up, pools.seen_h)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from roost.market.forecast.baselines import Baselines, fit_baselines
 from roost.market.forecast.features import HORIZONS_H, names
 from roost.market.forecast.labels import Rows, rows_of
 from roost.market.forecast.model import (
@@ -26,6 +27,7 @@ from roost.market.forecast.model import (
     Forecaster,
     Head,
     Linear,
+    TrainedOn,
     expand,
     logistic,
 )
@@ -122,11 +124,20 @@ def fit(
     gathered = gather(traces, say, cold)
     by_name = {trace.name: trace for trace in traces}
     pooled = sample(gathered, [by_name[rows.trace].zones for rows, _ in gathered])
-    return fit_sample(pooled, traces, say, resamples)
+    say("fitting the baselines")
+    fitted = fit_baselines([rows for rows, factor in gathered if factor == 1.0])
+    return fit_sample(pooled, fitted, traces, say, resamples)
 
 
-def fit_sample(pooled: Sample, traces: Sequence[Trace], say: Say, resamples: int) -> Artefact:
-    """The model of pooled rows."""
+def fit_sample(
+    pooled: Sample,
+    fitted: Baselines,
+    traces: Sequence[Trace],
+    say: Say,
+    resamples: int,
+    calibrate: bool = True,
+) -> Artefact:
+    """The model of pooled rows; calibrated on zones left out, unless ``calibrate`` is False (much faster)."""
     total = pooled.weight.sum()
     mean = (pooled.weight @ pooled.expanded) / total
     scale = np.sqrt((pooled.weight @ (pooled.expanded - mean) ** 2) / total) + 1e-6
@@ -134,12 +145,13 @@ def fit_sample(pooled: Sample, traces: Sequence[Trace], say: Say, resamples: int
     heads = []
     for i, hours in enumerate(HORIZONS_H):
         say(f"fitting losses up to {hours:.3g} h")
-        heads.append(_head(pooled, scaled, pooled.told[i], pooled.lost[i], resamples))
+        head = _head(pooled, scaled, pooled.told[i], pooled.lost[i], resamples, calibrate)
+        heads.append(head)
     say("fitting what is up in an hour")
     seen = pooled.later >= 0
     is_up = pooled.later == 1
-    stays = _head(pooled, scaled, seen & pooled.up, is_up, resamples)
-    comes = _head(pooled, scaled, seen & ~pooled.up, is_up, resamples)
+    stays = _head(pooled, scaled, seen & pooled.up, is_up, resamples, calibrate)
+    comes = _head(pooled, scaled, seen & ~pooled.up, is_up, resamples, calibrate)
     return Artefact(
         format=FORMAT,
         features=list(names()),
@@ -148,24 +160,27 @@ def fit_sample(pooled: Sample, traces: Sequence[Trace], say: Say, resamples: int
         losses=heads,
         stays_up=stays,
         comes_up=comes,
+        baselines=fitted,
         trained_on={trace.name: _described(trace) for trace in traces},
         made_by="roost market train",
         licence=LICENCE,
     )
 
 
-def _described(trace: Trace) -> dict[str, str | float | list[str]]:
-    return {
-        "instance": trace.instance,
-        "zones": list(trace.zones),
-        "gap_s": trace.gap_s,
-        "first_tick": float(trace.start_tick),
-        "last_tick": float(trace.start_tick + trace.ticks - 1),
-        "days": round(trace.hours / 24.0, 2),
-    }
+def _described(trace: Trace) -> TrainedOn:
+    return TrainedOn(
+        instance=trace.instance,
+        zones=list(trace.zones),
+        gap_s=trace.gap_s,
+        first_tick=trace.start_tick,
+        last_tick=trace.start_tick + trace.ticks - 1,
+        days=round(trace.hours / 24.0, 2),
+    )
 
 
-def _head(pooled: Sample, scaled: Floats, told: Bools, true: Bools, resamples: int) -> Head:
+def _head(
+    pooled: Sample, scaled: Floats, told: Bools, true: Bools, resamples: int, calibrate: bool
+) -> Head:
     x, y, weight = scaled[told], true[told], pooled.weight[told]
     if y.sum() < 10 or (~y).sum() < 10:
         raise Invalid(
@@ -174,14 +189,11 @@ def _head(pooled: Sample, scaled: Floats, told: Bools, true: Bools, resamples: i
         )
     full = _line(x, y, weight)
     zone = pooled.zone[told]
-    out = np.empty(len(y))
-    folds = np.unique(zone)
-    for number in folds:
-        away = zone == number
-        line = full if len(folds) == 1 or y[~away].all() or not y[~away].any() else None
-        line = line or _line(x[~away], y[~away], weight[~away])
-        out[away] = _odds(line, x[away])
-    slope, shift = _calibrate(out, y, weight)
+    slope, shift, pool_sd = 1.0, 0.0, 0.0
+    if calibrate:
+        out = _left_out(full, x, y, weight, zone)
+        slope, shift = _calibrate(out, y, weight)
+        pool_sd = _pool_sd(slope * out + shift, y, weight, zone)
     block = np.unique(pooled.block[told], return_inverse=True)[1]
     random = np.random.default_rng(0)
     resampled = []
@@ -197,8 +209,19 @@ def _head(pooled: Sample, scaled: Floats, told: Bools, true: Bools, resamples: i
         trees_weight=0.0,
         slope=round(slope, 5),
         shift=round(shift, 5),
-        pool_sd=round(_pool_sd(slope * out + shift, y, weight, zone), 4),
+        pool_sd=round(pool_sd, 4),
     )
+
+
+def _left_out(full: Linear, x: Floats, y: Bools, weight: Floats, zone: NDArray[np.int64]) -> Floats:
+    """Log odds of every row by a fit without its zone."""
+    out = np.empty(len(y))
+    for number in np.unique(zone):
+        away = zone == number
+        mixed = 0 < y[~away].sum() < (~away).sum()
+        line = _line(x[~away], y[~away], weight[~away]) if mixed else full
+        out[away] = _odds(line, x[away])
+    return out
 
 
 def _line(x: Floats, y: Bools, weight: Floats) -> Linear:
