@@ -118,6 +118,11 @@ class Later:
         """The sources of the market."""
         return load("roost.main.market_data:MarketData")(self._state)
 
+    def play_market(self, market: str, speed: float) -> str:
+        """Choose the recorded market that local instances live in."""
+        chosen: str = load("roost.main.market_play:choose")(self._state, market, speed)
+        return chosen
+
     def __getattr__(self, name: str) -> Any:
         if self._made is None:
             self._made = load("roost.main.local:LocalInstallation")(self._state)

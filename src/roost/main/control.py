@@ -40,6 +40,7 @@ from roost.jobs.service import JobService
 from roost.kit.ids import SystemIds
 from roost.kit.money import usd
 from roost.kit.queue import KeyedQueue
+from roost.main import played
 from roost.main.sessions import SessionRoutes, SessionServers
 from roost.main.settings import StateDir, settings
 from roost.market.catalogue import Catalogue
@@ -73,7 +74,9 @@ class Control:
         self.owner_token = state.read_secret("owner.token")
         self.store = open_store(state.database)
         agent_argv = (sys.executable, "-m", "roost.main.agent")
-        self.provider = LocalProvider(state.root, clock=self.clock, agent_argv=agent_argv)
+        self.provider = LocalProvider(
+            state.root, clock=self.clock, agent_argv=agent_argv, conditions=played.chosen(state)
+        )
         self.providers = {cloud: self.provider for cloud in CLOUDS}
         self.market = Market(Catalogue.load())
         self.links = LinkServer(

@@ -87,6 +87,8 @@ class StateDir:
         self.blobs = root / "blobs"
         self.database = root / "control.sqlite"
         self.routes = root / "routes.json"
+        self.played = root / "market-play.json"
+        """The recorded market that local instances live in."""
 
     def prepare(self) -> "StateDir":
         """Make it (0700) or check it. ``Invalid`` when it cannot be used, with what to do."""

@@ -61,6 +61,16 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
     price_usd_hour: float
 
 
+class Conditions(Protocol):
+    """A market that a provider on this machine plays: which pools are up, and until when."""
+
+    def refuses(self, offer: Offer, now_s: float) -> bool:
+        """Whether the offer's pool gives no instance now."""
+
+    def taken_at_s(self, offer: Offer, launched_s: float) -> float | None:
+        """When an instance launched then is taken (UTC seconds); None = not foreseen."""
+
+
 class Provider(Protocol):
     """Instances by order. Every call may be repeated."""
 

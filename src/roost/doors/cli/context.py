@@ -36,6 +36,9 @@ class Installation(Protocol):
     def up(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Start what does not run; returns the addresses. Raises ``Invalid`` with what to do."""
 
+    def play_market(self, market: str, speed: float) -> str:
+        """Choose the recorded market that local instances live in; returns its name."""
+
     def down(self, say: Callable[[str], None], *, keep_hosts: bool) -> list[str]:
         """Stop everything; returns what was stopped."""
 

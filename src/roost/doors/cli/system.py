@@ -11,9 +11,26 @@ from roost.doors.cli.context import emit, err, errors, installation, out, progre
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def up(ctx: typer.Context, json: JsonOption = False) -> None:
-    """Start Roost on this machine (safe to repeat: what runs is adopted)."""
+def up(
+    ctx: typer.Context,
+    market: Annotated[
+        str, typer.Option(help="Play a recorded market: DIR or DIR:DATASET; `off` ends it.")
+    ] = "",
+    market_speed: Annotated[
+        float, typer.Option(help="How many recorded seconds pass in one.")
+    ] = 1.0,
+    json: JsonOption = False,
+) -> None:
+    """Start Roost on this machine (safe to repeat: what runs is adopted).
+
+    With --market its instances live in a recorded spot market: a pool that was down then refuses
+    launches, and one that goes down takes its instances after their notice. It is read at the start of
+    control: `roost down` first.
+    """
     with errors():
+        if market:
+            name = installation(ctx).play_market(market, market_speed)
+            err.print(f"market: {name or 'none is played'}", highlight=False)
         with progress("starting", quiet=json) as say:
             addresses = installation(ctx).up(say)
         if json:

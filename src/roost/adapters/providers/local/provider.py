@@ -29,6 +29,7 @@ from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Denied, Gone, Invalid, NoCapacity, Retry
 from roost.ports.provider import (
     Capabilities,
+    Conditions,
     InstanceState,
     LedgerLine,
     Order,
@@ -42,6 +43,8 @@ KEEP_LEDGER_S = 45 * 86400.0
 """Records and ledgers of ended instances are deleted after this."""
 END_LIMIT_S = 6.0
 """A host that was told to end and has not is killed after this."""
+MARKET = "market"
+"""Source of the notices of a market that is played."""
 _HOST_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
@@ -62,7 +65,9 @@ class LocalProvider:
         uv: str = "",
         max_instances: int = 32,
         force_mark: bool = False,
+        conditions: Conditions | None = None,
     ) -> None:
+        """``conditions``: the market it plays; without one nothing is refused or taken."""
         self._clock = clock
         self._folder = Path(state_dir).absolute() / "instances"
         self._agent_argv = tuple(agent_argv)
@@ -71,6 +76,7 @@ class LocalProvider:
         self._uv = uv or find_uv_bin()
         self._max = max_instances
         self._force_mark = force_mark
+        self._conditions = conditions
         self._records: dict[str, Record] = {}
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -102,6 +108,7 @@ class LocalProvider:
             raise Invalid(f"{order.host_id!r} cannot name an instance", hint="use a-z, 0-9 and -")
         if order.host_id in self._records:
             raise Conflict(f"{order.host_id} was launched with another token")
+        self._need_capacity(order)
         live = [record for record in self._records.values() if record.ended_s is None]
         if len(live) >= self._max:
             raise NoCapacity(
@@ -153,6 +160,7 @@ class LocalProvider:
     async def instances(self) -> list[ProviderInstance]:
         for record in list(self._records.values()):
             await self._settle(record)
+            await self._play(record)
         now = self._clock.now_s()
         await self._prune(now)
         return [
@@ -189,6 +197,35 @@ class LocalProvider:
                 break
             await asyncio.sleep(0.01)
         await self._settle(record)
+
+    # --- the market it plays -----------------------------------------------------------------------
+
+    def _need_capacity(self, order: Order) -> None:
+        if self._conditions is None or not self._conditions.refuses(
+            order.offer, self._clock.now_s()
+        ):
+            return
+        raise NoCapacity(f"{order.offer.key} has no capacity now", offer=order.offer.key)
+
+    async def _play(self, record: Record) -> None:
+        """Its notice, when the market takes the pool; at once when that is past."""
+        record = self._record(record.host_id)
+        if self._conditions is None or record.ended_s is not None or record.stopped:
+            return
+        offer, now_s = record.order.offer, self._clock.now_s()
+        taken_s = self._conditions.taken_at_s(offer, record.launched_s)
+        if taken_s is None or now_s < taken_s - offer.notice_s:
+            return
+        if any(n.source == MARKET for n in records.notices(self._folder / record.host_id)):
+            return
+        notice = Notice(
+            kind=NoticeKind.INTERRUPTION,
+            seen_s=now_s,
+            deadline_s=max(taken_s, now_s),
+            source=MARKET,
+            detail="the recorded market takes the pool",
+        )
+        await self.interrupt(record.host_id, notice)
 
     # --- one instance ------------------------------------------------------------------------------
 
