@@ -222,7 +222,10 @@ def _number(draft: _Draft, column: str) -> pl.Series:
     bad = made.is_null() & series.is_not_null()
     if bad.any():
         row = bad.arg_max() or 0
-        raise Invalid(f"{draft.path}: row {row + 1}: {column} = {series[row]!r} is no number")
+        raise Invalid(
+            f"{draft.path}: row {row + 1}: {column} = {series[row]!r} is no number",
+            hint="correct or remove these rows; nothing was stored",
+        )
     return made.alias(column)
 
 
