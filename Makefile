@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SEEDS ?= 20
 
-.PHONY: help setup setup-dev demo test kernels check lint types imports sim e2e browser reference screenshot pins clean
+.PHONY: help setup setup-dev demo test kernels check lint types imports sim e2e browser reference pictures screenshot pins clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,12 @@ browser: setup-dev
 
 reference: setup-dev  ## Write docs/reference.md again.
 	$(BIN)/python tools/reference.py
+
+pictures: setup  ## Draw the pictures of the market again (docs/images/market.png, crossover.png).
+	ROOST_STATE_DIR=$$(mktemp -d) $(BIN)/roost market picture docs/images/market.png --vcpus 4 --memory 16
+	ROOST_STATE_DIR=$$(mktemp -d) $(BIN)/roost market purchase gcp/us-central1-a/n2-standard-4 \
+		--instances 10 --hours-a-day 10 --days-a-week 5 --always 4 --months 36 \
+		--chart docs/images/crossover.png
 
 screenshot: setup-dev  ## Take the picture of the README in a real browser.
 	ROOST_SCREENSHOTS=docs/images $(BIN)/pytest -m browser

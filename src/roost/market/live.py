@@ -1,4 +1,4 @@
-"""Facts newer than the shipped catalogue, laid over it: prices, bands, preemption rates, each with its age.
+"""Facts newer than the shipped catalogue, laid over it: prices, bands, rates, own looks, each with its age.
 
 The newest fact wins, whoever told it; a fact older than the snapshot of its cloud changes nothing. What no
 fact speaks of stays as shipped, and what stays unknown stays unknown. Reads the history, never writes it.
@@ -12,7 +12,9 @@ import polars as pl
 
 from roost.market.catalogue import Catalogue
 from roost.market.columns import BANDS, Columns
+from roost.market.forecast.model import Forecaster
 from roost.market.history import History, Problem
+from roost.market.observed import DAYS, observed
 from roost.market.survival import Hazard, from_preemptions, on_one_scale
 
 PREEMPTION_DAYS = 30
@@ -55,20 +57,24 @@ def live(catalogue: Catalogue, history: History | None, as_of: float) -> Live:
     since = as_of - PREEMPTION_DAYS * 86_400
     rates = history.read("preemption_rate", since=since, until=as_of)
     problems += history.problems
-    if not (prices.height or bands.height or rates.height):
+    looks = history.read("availability", since=as_of - DAYS * 86_400.0, until=as_of)
+    problems += history.problems
+    if not (prices.height or bands.height or rates.height or looks.height):
         return Live(catalogue=catalogue, problems=tuple(problems))
     columns, place = catalogue.columns, _Place(catalogue)
     price, told_price = _prices(place.spot(prices.filter(pl.col("option") == "spot")))
     listed, told_listed = _prices(place.on_demand(prices.filter(pl.col("option") == "on_demand")))
     hazards, shipped, told_band = _bands(place, bands, catalogue.prior)
     more, told_rate = _rates(place, rates, catalogue.prior)
+    watched, told_look = _looks(place, looks, as_of)
     told: dict[str, list[Told]] = {}
-    prices_told, bands_told = {**told_price, **told_listed}, {**told_band, **told_rate}
+    prices_told = {**told_price, **told_listed}
+    bands_told = {**told_band, **told_rate, **told_look}
     for what, found in (("price", prices_told), ("stability", bands_told)):
         for row, (source, observed_at) in found.items():
             fact = Told(what=what, source=source, observed_at=observed_at)
             told.setdefault(columns.key(row), []).append(fact)
-    newer = columns.with_live({**hazards, **more}, price, shipped, listed)
+    newer = columns.with_live({**hazards, **more, **watched}, price, shipped, listed)
     return Live(
         catalogue=catalogue.with_columns(newer),
         told={key: tuple(facts) for key, facts in told.items()},
@@ -179,6 +185,26 @@ def _rates(place: _Place, rates: pl.DataFrame, prior: Hazard) -> tuple[dict[int,
             hazards[row] = hazard
             told[row] = source, at
     return hazards, told
+
+
+def _looks(place: _Place, looks: pl.DataFrame, as_of: float) -> tuple[dict[int, Hazard], Sources]:
+    """Pools that are watched now: what the model makes of their last days, before any published band."""
+    if not looks.height:
+        return {}, {}
+    found = observed(looks, as_of, Forecaster.load())
+    pools = pl.DataFrame(
+        [(*pool, s.observed_at) for pool, s in found.items()], schema=_LOOKED, orient="row"
+    )
+    hazards, told = {}, {}
+    for provider, region, zone, kind, row in place.spot(pools).select(*POOL, "row").rows():
+        seen = found.get((provider, region, zone, kind))
+        if seen is None:
+            continue  # looked at as a region: of its zones nothing was seen
+        hazards[row], told[row] = seen.hazard, (seen.source, seen.observed_at)
+    return hazards, told
+
+
+_LOOKED = dict.fromkeys(POOL, pl.String()) | {"observed_at": pl.Float64()}
 
 
 def _seconds(day: str) -> float:

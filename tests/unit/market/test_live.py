@@ -10,7 +10,7 @@ from roost.market.live import live
 from roost.market.service import Market
 from roost.market.survival import PUBLISHED
 from roost.ports.errors import Invalid
-from roost.ports.sources import InterruptionBand, OfferPrice, PreemptionRate
+from roost.ports.sources import Availability, InterruptionBand, OfferPrice, PreemptionRate
 from roost.ports.values import Ask
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
@@ -104,6 +104,35 @@ def test_bands_of_each_cloud_become_hazards_with_their_source(tmp_path, catalogu
     assert preempted.expected == pytest.approx(0.0149, abs=0.0001)
     assert "2 daily shares" in preempted.source
     assert not market.why("gcp/us-central1-b/n2-standard-4/spot", Ask()).loss.known
+
+
+def test_a_watched_pool_has_the_hazard_of_what_was_seen_of_it(tmp_path, catalogue):
+    look = {**AWS, "source": "probe", "series": "own", "interval_s": 600.0}
+    steady = [
+        Availability(**look, zone="apne2-az1", capacity=1, observed_at=NOW - 600 * n)
+        for n in range(300)
+    ]
+    nervous = [
+        Availability(**look, zone="apne2-az2", capacity=int(n % 4 != 1), observed_at=NOW - 600 * n)
+        for n in range(300)
+    ]
+    down = [
+        Availability(**look, zone="apne2-az3", capacity=int(n > 3), observed_at=NOW - 600 * n)
+        for n in range(300)
+    ]
+    history = told(tmp_path, *steady, *nervous, *down)
+    market = Market(catalogue, newer=live(catalogue, history, NOW))
+    one, two = (market.why(KEY.replace("az1", z), Ask()) for z in ("az1", "az2"))
+    assert one.loss.known
+    assert two.loss.known
+    assert one.loss.hazard.expected < two.loss.hazard.expected / 3
+    assert one.loss.hazard.low < one.loss.hazard.expected < one.loss.hazard.high
+    assert "observed: own (probe)" in one.loss.hazard.source
+    assert (one.told[0].what, one.told[0].observed_at) == ("stability", NOW)
+    gone = market.why(KEY.replace("az1", "az3"), Ask())
+    assert gone.loss.hazard == PUBLISHED[gone.offer.interruption_bucket], "down: nothing newer"
+    later = live(catalogue, history, NOW + 7200)
+    assert later.newest_s is None, "two hours without a look say nothing of now"
 
 
 def test_without_facts_the_catalogue_stands_as_shipped(tmp_path, catalogue):
