@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
     printers = [
         (mime, table, key, function)
         for mime, table, key, function in _printers(shell)
-        if (foreign(function) or (table == "type_printers" and foreign(key)))
+        if (foreign(function) or _of_sympy(function) or (table == "type_printers" and foreign(key)))
         and not any(function is f and key is k for _m, _t, k, f in noted["formatters"])
     ]
     if printers:
@@ -73,6 +74,13 @@ def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
         found = [cell.cell_contents for cell in cells or () if foreign(cell.cell_contents)]
         if found:
             yield "errors", base.steady("errors", [tuple(shell.custom_exceptions), found[0]])
+
+
+def _of_sympy(function: Any) -> bool:
+    """Whether ``sympy.init_printing`` made this printer, which cannot be had by its name."""
+    if type(function) is not types.FunctionType:
+        return False
+    return "<locals>" in function.__qualname__ and function.__module__.startswith("sympy.")
 
 
 def _formatters(shell: Any) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import codecs
 import contextlib
 import copyreg
 import ctypes
+import dis
 import gc
 import importlib
+import logging
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,25 @@ _TEMPORARY = frozenset({"_", "display", "get_ipython", "exit", "quit"})
 _NO_LIBRARY = ("roost", "__main__", "__mp_main__", "ipykernel", "cloudpickle")
 _SETTERS = {"setattr", "delattr", "object"}
 """``patch.object(json, "dumps")`` of unittest.mock is the third."""
+_CONTAINERS = (dict, list, set)
+_CHANGING = frozenset(
+    {
+        "add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "reverse",
+        "setdefault", "sort", "update",
+    }
+)  # fmt: skip
+_REGISTERING = ("add_", "install_", "register_", "remove_", "set_", "unregister_")
+"""How functions of libraries begin that change something of the library."""
+_WITH_OPTIONS = frozenset(
+    {"matplotlib", "numpy", "pandas", "polars", "IPython", "asyncio", "warnings"}
+)
+"""Libraries whose options are read on their own; parts of matplotlib are named below."""
+_FEW = 3
+"""A function that uses more of its module's containers than this does more than to register."""
+_KEPT_OTHERWISE = frozenset(
+    {("matplotlib", "rcParams"), ("matplotlib.pyplot", "rcParams"), ("warnings", "filters")}
+    | {("sys", name) for name in ("meta_path", "path_hooks", "path_importer_cache", "warnoptions")}
+)
 _NEVER = frozenset({"__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "__doc__"})
 
 
@@ -91,7 +112,7 @@ class Patches:
                 continue
             self._versions[id(inside)] = version
             for name, value in list(inside.items()):
-                ours = foreign(value) or (bool(path) and _wraps(value))
+                ours = foreign(value) or (bool(path) and (_wraps(value) or _lent(value, module)))
                 if ours and type(name) is str and not _skipped(module, name):
                     self.targets.setdefault((module, f"{path}.{name}" if path else name), False)
 
@@ -105,14 +126,9 @@ class Patches:
             return
         scope = _Scope(tree, namespace)
         for node in ast.walk(tree):
-            for holder, name, gone in scope.stores(node):
-                place = scope.place(holder)
-                if place is not None and not _skipped(place[0], name):
-                    module, path = place
-                    self.targets[module, f"{path}.{name}" if path else name] = True
-                    if gone:
-                        self.deleted.add((module, f"{path}.{name}" if path else name))
+            self._stores(scope, node)
             if isinstance(node, ast.Call):
+                self.targets.update(dict.fromkeys(scope.changed(node), True))
                 self._call(scope.value(node.func), node)
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for decorator in node.decorator_list:
@@ -121,6 +137,15 @@ class Patches:
                 kind = scope.value(node.value)
                 if is_class(kind) and "_abc_impl" in dict_of(kind) and importable_class(kind):
                     self.registries[module_of(kind), _qualname(kind)] = kind
+
+    def _stores(self, scope: "_Scope", node: ast.AST) -> None:
+        for holder, name, gone in scope.stores(node):
+            place = scope.place(holder) or scope.instance(holder)
+            if place is not None and not _skipped(place[0], name):
+                module, path = place
+                self.targets[module, f"{path}.{name}" if path else name] = True
+                if gone:
+                    self.deleted.add((module, f"{path}.{name}" if path else name))
 
     def _call(self, function: Any, node: ast.Call | None) -> None:
         """A call whose effect the interpreter does not tell."""
@@ -141,6 +166,39 @@ _HIDDEN = (
     ("gc", "freeze"), ("faulthandler", "register"), ("threading", "settrace"), ("threading", "setprofile"),
 )  # fmt: skip
 """Functions whose effect cannot be read back from the interpreter."""
+
+
+def _container(value: Any) -> Any:
+    """The plain kind of container that this is, or is derived from."""
+    for kind in mro_of(type(value)):
+        for plain in _CONTAINERS:
+            if kind is plain:
+                return plain
+    return None
+
+
+def _open(value: Any) -> bool:
+    """Whether an object of a library, no class or module, keeps its attributes in a plain dictionary."""
+    kind = type(value)
+    if is_class(value) or is_module(value) or any(b is logging.Logger for b in mro_of(kind)):
+        return False
+    return any("__dict__" in dict_of(base) for base in mro_of(kind)) and type(vars(value)) is dict
+
+
+def _holds(value: Any) -> bool:
+    """Whether it is a container, or an instance that is there to hold something."""
+    return _container(value) is not None or (not callable(value) and _open(value))
+
+
+def _lent(value: Any, module: str) -> bool:
+    """Whether a method of one library was put into a class of another: ``tqdm.pandas()``."""
+    if type(value) is not types.FunctionType or "<locals>" not in value.__qualname__:
+        return False
+    home = str(value.__module__).partition(".")[0]
+    return home in _LENDERS and home != module.partition(".")[0]
+
+
+_LENDERS = frozenset({"tqdm"})
 
 
 def _wraps(value: Any) -> bool:
@@ -189,6 +247,53 @@ class _Scope:
                 for word in [known] if type(known) is str else self._words:
                     yield node.args[0], word, called == "delattr"
 
+    def changed(self, node: ast.Call) -> list[tuple[str, str]]:
+        """Containers and registries of a library that a call changes, where its name says so."""
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGING:
+            inner = node.func.value
+            if _container(self.value(inner)) is not None:
+                place = self._home(inner)
+                return [place] if place is not None and place not in _KEPT_OTHERWISE else []
+        return self._registered(self.value(node.func))
+
+    def instance(self, node: ast.AST) -> tuple[str, str] | None:
+        """Module and path of an object that a library holds, and whose attributes lie in a dictionary."""
+        value = self.value(node)
+        if value is None or foreign(value) or not _open(value):
+            return None
+        return self._home(node)
+
+    def _home(self, node: ast.AST) -> tuple[str, str] | None:
+        """Module and path of what a node stands for, when a library holds it."""
+        if isinstance(node, ast.Attribute):
+            place = self.place(node.value)
+            name = node.attr
+        elif isinstance(node, ast.Name) and node.id in self._imports and self._imports[node.id][1]:
+            module, name = self._imports[node.id]
+            place = (module, "") if module in sys.modules and module not in BY_VALUE else None
+        else:
+            return None
+        if place is None or _skipped(place[0], name):
+            return None
+        return place[0], f"{place[1]}.{name}" if place[1] else name
+
+    def _registered(self, function: Any) -> list[tuple[str, str]]:
+        """The few containers that a library's function is there to change."""
+        if type(function) is not types.FunctionType or not importable_function(function):
+            return []
+        if not function.__name__.startswith(_REGISTERING):
+            return []
+        inside = function.__globals__
+        module = str(inside.get("__name__"))
+        optional = module.partition(".")[0] in _WITH_OPTIONS
+        if _skipped(module, "") or (optional and not function.__name__.startswith("register_")):
+            return []
+        code = function.__code__
+        stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+        names = [n for n in code.co_names if n in inside and (n in stored or _holds(inside[n]))]
+        few = len(names) <= _FEW and sys.modules.get(module) is not None
+        return [(module, name) for name in names] if few else []
+
     def value(self, node: Any) -> Any:
         """What a name or a dotted name stands for; None when that is not known."""
         if isinstance(node, ast.Name):
@@ -222,7 +327,7 @@ def _inside(holder: Any, name: str) -> Any:
         return globals_of(holder).get(name)
     if is_class(holder):
         return next((dict_of(kind)[name] for kind in mro_of(holder) if name in dict_of(kind)), None)
-    return None
+    return vars(holder).get(name) if not foreign(holder) and _open(holder) else None
 
 
 def _qualname(kind: type) -> str:
@@ -330,7 +435,10 @@ def _holder(module: str, path: str) -> tuple[Any, str]:
         holder = _inside(holder, part)
     if holder is home:
         return globals_of(home), name
-    return (dict_of(holder), name) if is_class(holder) else (None, "")
+    if is_class(holder):
+        return dict_of(holder), name
+    there = holder is not None and not foreign(holder) and _open(holder)
+    return (vars(holder), name) if there else (None, "")
 
 
 def _original(value: Any, module: str, path: str) -> bool:
@@ -379,17 +487,31 @@ def place(name: str, value: Any, base: Baseline, _shell: Any) -> None:
     for part in parts:
         holder = _inside(holder, part)
     former = _inside(holder, attribute)
-    if type(former) is type(value) and type(value) in (dict, list):
-        # The library's other references to it must see the change.
-        former.clear()
-        (former.update if type(value) is dict else former.extend)(value)
+    if type(former) is type(value) and _filled(former, value):
+        pass  # the library's other references to it see the change
     elif holder is home:
         setattr(home, attribute, value)
+    elif not is_class(holder):
+        vars(holder)[attribute] = value
     else:
         type.__setattr__(holder, attribute, value)
         accessors = _inside(holder, "_accessors")
         if type(accessors) is set and type(value).__name__.endswith("Accessor"):
             accessors.add(attribute)
+
+
+def _filled(former: Any, value: Any) -> bool:
+    """Whether a library's own container or registry could be given this content."""
+    plain = _container(value)
+    if plain is not None:
+        plain.clear(former)
+        (plain.extend if plain is list else plain.update)(former, value)
+        return True
+    if foreign(value) or not _holds(value):
+        return False
+    vars(former).clear()
+    vars(former).update(vars(value))
+    return True
 
 
 def place_registered(name: str, value: Any, base: Baseline, _shell: Any) -> None:

@@ -210,6 +210,22 @@ def set_polars(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
         getattr(config, name)(setting)
 
 
+@seldom
+def learning(_base: Baseline, _shell: Any) -> Any:
+    """What ``sklearn.set_config`` was told in the main thread."""
+    library: Any = sys.modules.get("sklearn._config")
+    known = globals_of(library).get("_global_config") if library is not None else None
+    if type(known) is not dict:
+        return None
+    now = library.get_config()
+    return {k: v for k, v in now.items() if _plain(v) and known.get(k) != v} or None
+
+
+def set_learning(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
+    """Tell it again."""
+    importlib.import_module("sklearn").set_config(**value)
+
+
 _TEMPLATES = ("DefaultContext", "BasicContext", "ExtendedContext")
 
 
