@@ -161,6 +161,10 @@ class StartJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spread: str = "pool"
     retries: int = 0
     """How often it is run again after an exit code other than 0."""
+    deadline_s: float | None = None
+    """UTC seconds by which it shall have ended: on demand when spot would be too late."""
+    work_s: float = 0.0
+    """How long it takes on a host that is never taken away; needed with a deadline."""
     token: str = ""
     """The same token again makes no second job."""
     image: str = ""
@@ -199,6 +203,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float
     ended_s: float | None
     message: str
+    deadline_s: float | None = None
 
 
 class MissingBlobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

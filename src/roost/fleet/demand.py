@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from roost.fleet.model import Claim, ClaimState, Spread
-from roost.ports.values import Ask, Image, Offer
+from roost.ports.values import Ask, Image, Offer, PurchaseOption
 
 
 class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +18,8 @@ class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
     """``active``, or the holder's own word for the place it goes to next."""
     away_from: tuple[Offer, ...]
     reason: str
+    purchase_options: tuple[PurchaseOption, ...] = ()
+    """Instead of those of the holder's ask; empty = those."""
 
 
 class DropHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +49,8 @@ Held = TypeVar("Held", bound=msgspec.Struct)
 
 def wanted(holder: Holder, need: NeedHost, ask: Ask, *, claim_id: str, now_s: float) -> Claim:
     """The claim that meets a need."""
+    if need.purchase_options:
+        ask = msgspec.structs.replace(ask, purchase_options=need.purchase_options)
     return Claim(
         id=claim_id,
         state=ClaimState.WANTED,

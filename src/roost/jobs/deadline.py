@@ -5,8 +5,9 @@ Waiting is free, a restart is not, and on demand always works: so the time to sp
 for a pool that lasts, and the last of it is kept for the restart on demand (the safety net).
 
     slack     time to the deadline - work left
-    must      slack left for one more restart and one look: from here on demand, to the end
-    try       a pool may still be tried while slack is left for its restart and the one on demand
+    must      slack left for fewer than two restarts (this pool's and the one on demand): on demand
+              now, to the end
+    back      from on demand to a pool that will last, while two restarts fit
     pick      while there is much slack, pools likely to be lost within ten minutes are let pass
 
 With a single usable pool and little slack (``TIGHT`` of the work) the rule is Uniform Progress (Wu et
@@ -82,13 +83,13 @@ def decide(standing: Standing, best_risk: float | None, usable_pools: int) -> Ve
         if best_risk is not None and best_risk <= BACK and slack_s >= two_restarts_s and worth:
             return Verdict(Where.SPOT, f"a pool is back, {_hours(slack_s)} to spare")
         return Verdict(Where.STAY, "on demand until a pool is worth the restart")
-    if best_risk is not None and slack_s >= two_restarts_s:
-        if best_risk > RISKY and slack_s > PICKY * standing.left_s + two_restarts_s:
-            return Verdict(Where.WAIT, f"the best pool will not last, {_hours(slack_s)} to spare")
-        return Verdict(Where.SPOT, f"{_hours(slack_s)} to spare")
-    if slack_s < standing.restart_s + 2.0 * standing.look_s:
+    if slack_s < two_restarts_s:
         return Verdict(Where.ON_DEMAND, f"only {_hours(slack_s)} to spare: on demand to be in time")
-    return Verdict(Where.WAIT, f"no pool to try, {_hours(slack_s)} to spare")
+    if best_risk is None:
+        return Verdict(Where.WAIT, f"no pool to try, {_hours(slack_s)} to spare")
+    if best_risk > RISKY and slack_s > PICKY * standing.left_s + two_restarts_s:
+        return Verdict(Where.WAIT, f"the best pool will not last, {_hours(slack_s)} to spare")
+    return Verdict(Where.SPOT, f"{_hours(slack_s)} to spare")
 
 
 def _uniform_progress(standing: Standing, best_risk: float | None) -> Verdict:

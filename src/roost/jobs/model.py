@@ -59,6 +59,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     """How often it is run again after an exit code other than 0."""
     failures: int = 0
+    deadline_s: float | None = None
+    """UTC seconds by which it shall have ended; None = whenever."""
+    work_s: float = 0.0
+    """How long it takes on a host that is never taken away, as its owner says."""
     desired: str = "done"
     """``done`` or ``stopped``."""
     claim_id: str = ""
@@ -92,6 +96,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether it will not run again."""
         return self.state in ENDED
+
+    def left_s(self, now_s: float) -> float:
+        """Work left (s), by the time its runs have had; what a lost run did after its last save is
+        done again."""
+        done_s = sum(run.ended_s - run.started_s for run in self.runs)
+        if self.state in (JobState.RUNNING, JobState.LEAVING):
+            done_s += now_s - self.began_s
+        return max(0.0, self.work_s - done_s)
 
     @property
     def claims(self) -> tuple[str, ...]:

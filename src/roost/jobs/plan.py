@@ -2,17 +2,24 @@
 
 A run is interrupted when its host goes away or its script was told to end: whatever exit code it left
 with, the job is run again from its last saved files. Only a script that ends by itself ends the job.
+A job with a deadline asks for on-demand when ``deadline.py`` says that spot no longer fits.
 """
 
 import msgspec
 
 from roost.fleet.demand import DropHost, NeedHost
-from roost.fleet.model import ClaimView
+from roost.fleet.model import ClaimView, InstanceState
+from roost.jobs.deadline import Standing, Where, decide
 from roost.jobs.model import Job, JobState
-from roost.ports.values import Offer, TaskReport
+from roost.ports.values import Offer, PurchaseOption, TaskReport
 
 SILENT_S = 15.0
 """A host its provider lists as running but that is not connected for this long is given up."""
+RESTART_S = 600.0
+"""What a lost host costs a job with a deadline: the next one's boot (``fleet.plan.BOOT_LIMIT_S``),
+work done again."""
+LOOK_S = 60.0
+"""Between decisions about a deadline; a claim's launches take that long to be refused."""
 STOP_GRACE_S = 10.0
 """Between SIGTERM and SIGKILL when a person stops a job."""
 STOP_LIMIT_S = 60.0
@@ -103,12 +110,53 @@ def _place(snapshot: Snapshot) -> list[Instruction]:
     job, active = snapshot.job, snapshot.active
     if active is None:
         last = (job.offer,) if job.offer is not None else ()
-        return [NeedHost(role="active", away_from=last, reason=f"job {job.name} needs a host")]
+        return [_need(snapshot, "active", last, f"job {job.name} needs a host")]
+    late = _too_late_for(active, snapshot)
+    if late:
+        return [DropHost(claim_id=active.claim.id, reason=late)]
     if active.gone or active.leaving:
         return [DropHost(claim_id=active.claim.id, reason="its host goes away before a run began")]
     if active.usable and active.instance is not None and snapshot.now_s >= job.not_before_s:
         return [Begin(host_id=active.instance.id, offer=active.instance.offer)]
     return []
+
+
+def _need(snapshot: Snapshot, role: str, away_from: tuple[Offer, ...], reason: str) -> NeedHost:
+    pressed = behind(snapshot.job, snapshot.now_s)
+    if not pressed:
+        return NeedHost(role=role, away_from=away_from, reason=reason)
+    return NeedHost(
+        role=role,
+        away_from=(),
+        reason=f"{reason}; {pressed}",
+        purchase_options=(PurchaseOption.ON_DEMAND,),
+    )
+
+
+def behind(job: Job, now_s: float) -> str:
+    """Why the job's next host must be on demand; empty while there is time to try spot."""
+    if job.deadline_s is None:
+        return ""
+    standing = Standing(
+        work_s=job.work_s,
+        left_s=job.left_s(now_s),
+        deadline_s=job.deadline_s - job.created_s,
+        elapsed_s=now_s - job.created_s,
+        restart_s=RESTART_S,
+        look_s=LOOK_S,
+        on=Where.WAIT,
+    )
+    verdict = decide(standing, best_risk=0.0, usable_pools=2)
+    return verdict.reason if verdict.where is Where.ON_DEMAND else ""
+
+
+def _too_late_for(active: ClaimView, snapshot: Snapshot) -> str:
+    """Why a claim that still looks for a spot host is given up."""
+    instance = active.instance
+    coming = instance is not None and instance.state in (InstanceState.BOOTING, InstanceState.READY)
+    if coming or PurchaseOption.ON_DEMAND in active.claim.ask.purchase_options:
+        return ""
+    return behind(snapshot.job, snapshot.now_s)
 
 
 def _run(snapshot: Snapshot) -> list[Instruction]:
@@ -155,7 +203,7 @@ def _next(snapshot: Snapshot) -> list[Instruction]:
     following, offer = snapshot.next, snapshot.job.offer
     if following is None:
         away_from = (offer,) if offer is not None else ()
-        return [NeedHost(role="next", away_from=away_from, reason="a place to go on")]
+        return [_need(snapshot, "next", away_from, "a place to go on")]
     if following.gone or following.leaving:
         return [DropHost(claim_id=following.claim.id, reason="the next host goes away")]
     return []

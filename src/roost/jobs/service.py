@@ -47,13 +47,18 @@ class JobService:
         spread: Spread = Spread.POOL,
         retries: int = 0,
         token: str = "",
+        deadline_s: float | None = None,
+        work_s: float = 0.0,
     ) -> Job:
-        """Record a job whose files are stored; from here it is run to its end. ``Invalid``, ``Conflict``.
+        """Record a job whose files are stored; from here it is run to its end. ``Invalid``,
+        ``Conflict``.
 
-        The same ``token`` again returns the job that was made with it.
+        The same ``token`` again returns the job that was made with it. With ``deadline_s`` (UTC)
+        ``work_s`` says how long it takes undisturbed: it runs on demand when spot would be too late.
         """
         if not argv or not 0 <= retries <= MOST_RETRIES:
             raise Invalid(f"a job needs a command and 0 to {MOST_RETRIES} retries")
+        self._check_deadline(deadline_s, work_s)
         token = token or self._ids.secret()
         for known in await self.list_all():
             if known.token == token:
@@ -71,12 +76,28 @@ class JobService:
             files=files,
             spread=spread,
             retries=retries,
+            deadline_s=deadline_s,
+            work_s=work_s,
             created_s=self._clock.now_s(),
         )
         reason = f"{' '.join(argv)[:200]}: {ask.vcpus:g} vCPU, {ask.memory_gib:g} GiB"
         await self._store.commit([self.jobs.row(job)], [self._line(job.id, "Accepted", reason)])
         self._wake(job.id)
         return job
+
+    def _check_deadline(self, deadline_s: float | None, work_s: float) -> None:
+        if deadline_s is None:
+            return
+        if work_s <= 0:
+            raise Invalid(
+                "a job with a deadline must say how long it takes", hint="for example --takes 4h"
+            )
+        spare_s = deadline_s - self._clock.now_s() - work_s
+        if spare_s < 0:
+            raise Invalid(
+                f"the deadline is {-spare_s / 3600:.1f} h too early for {work_s / 3600:.1f} h of work",
+                hint="a later deadline, or hosts with more vCPUs and a smaller --takes",
+            )
 
     async def _store_files(self, workspace: Mapping[str, TreeEntry]) -> str:
         for path in workspace:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,12 @@ def run(
         str, typer.Option(help="How far it moves: pool, region, provider.")
     ] = "pool",
     retries: Annotated[int, typer.Option(help="Runs again after another exit code than 0.")] = 0,
+    deadline: Annotated[
+        str, typer.Option(help="Shall have ended by: 36h, 90m, or 2026-05-01T18:00. Needs --takes.")
+    ] = "",
+    takes: Annotated[
+        str, typer.Option(help="How long it takes on a host that is never taken away, e.g. 24h.")
+    ] = "",
     image: Annotated[str, typer.Option(help="Packages of its hosts.")] = "",
     follow: Annotated[bool, typer.Option(help="Show its output; exit with its exit code.")] = False,
     json: JsonOption = False,
@@ -68,6 +75,8 @@ def run(
             near=near,
             spread=move_to,
             retries=retries,
+            deadline_s=moment(deadline, time.time()) if deadline else None,
+            work_s=duration_s(takes) if takes else 0.0,
             token=SystemIds().secret(),
             image=image,
         )
@@ -85,6 +94,26 @@ def run(
             out.print(f"`roost job logs -f {view.id}` shows its output")
         if follow:
             raise typer.Exit(exit_status(view))
+
+
+def duration_s(text: str) -> float:
+    """Seconds of ``90m``, ``36h``, ``1.5d`` or ``45s``. ``Invalid`` otherwise."""
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    try:
+        seconds = float(number) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}[unit]
+    except (KeyError, ValueError):
+        raise Invalid(f"{text!r} is no duration", hint="for example 90m, 36h or 2d") from None
+    if not 0 < seconds < float("inf"):
+        raise Invalid(f"{text!r} is no duration", hint="it must be more than nothing")
+    return seconds
+
+
+def moment(text: str, now_s: float) -> float:
+    """UTC seconds of a duration from now, or of a date and time (the reader's zone unless it names one)."""
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError:
+        return now_s + duration_s(text)
 
 
 def command(script: Path) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ class JobDoor:
             image=self._load_image(body.image),
             spread=one_of(Spread, body.spread, "spread"),
             retries=body.retries,
+            deadline_s=body.deadline_s,
+            work_s=body.work_s,
             token=body.token,
         )
         return answer(job_view(job), status=201)
@@ -147,4 +149,5 @@ def job_view(job: Job) -> JobView:
         created_s=job.created_s,
         ended_s=job.ended_s,
         message=job.message,
+        deadline_s=job.deadline_s,
     )
