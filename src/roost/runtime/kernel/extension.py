@@ -5,10 +5,10 @@ Nothing is captured until a line of ``%roost`` asks for it.
 
 import asyncio
 import contextlib
-import json
 import os
 import tempfile
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Magic:
                 self._server = door
                 Server(self._engine, door).start()
             content = {"pid": os.getpid(), "socket": str(self._server)}
-            (where / f"{DOOR}.part").write_text(json.dumps(content))
+            (where / f"{DOOR}.part").write_text(dumps(content))
             (where / f"{DOOR}.part").rename(where / DOOR)
         except OSError as error:
             self._say(f"not tracking into {where}: {error.strerror or error}")
@@ -237,4 +237,4 @@ def _keep_report(where: Path, number: int, done: Restored) -> None:
         "entries": [asdict(entry) for entry in done.report],
     }
     with contextlib.suppress(OSError):
-        (where / REPORT).write_text(json.dumps(content, indent=1))
+        (where / REPORT).write_text(dumps(content, indent=1))

@@ -4,13 +4,13 @@ One JSON line a fact, appended and never synced: a killed process loses nothing 
 """
 
 import contextlib
-import json
 import os
 import re
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class Journal:
     def _add(self, fact: dict[str, Any]) -> None:
         # A full disk costs the journal, never the cell.
         with contextlib.suppress(OSError, ValueError):
-            self._file.write(json.dumps(fact, default=str, separators=(",", ":")).encode() + b"\n")
+            self._file.write(dumps(fact, default=str, separators=(",", ":")).encode() + b"\n")
 
 
 def own(message: Message) -> bool:
@@ -218,7 +218,7 @@ def read(directory: Path) -> Facts:
         return facts
     for line in lines:
         try:
-            _learn(facts, json.loads(line))
+            _learn(facts, loads(line))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return facts

@@ -5,7 +5,6 @@ Runs on the main thread. One group's failure never costs the others; nothing is 
 
 import contextlib
 import gc
-import json
 import linecache
 import pickle
 import platform
@@ -14,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +373,7 @@ class _Restore:
         """Tell of variables that came back without an error, but do not look as they did."""
         extents = self._manifest.state.get(checks.PIECE)
         try:
-            shapes = json.loads(self._reader.content(extents)) if extents else {}
+            shapes = loads(self._reader.content(extents)) if extents else {}
         except (OSError, ValueError):
             return
         told = {entry.name for entry in self._report if entry.outcome != KEPT}

@@ -7,12 +7,12 @@ what does is handed to the main thread.
 
 import asyncio
 import contextlib
-import json
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class Server:
     async def _answer(self, writer: asyncio.StreamWriter, line: bytes) -> None:
         number: Any = None
         try:
-            request = json.loads(line)
+            request = loads(line)
             number = request.get("id")
             op = self._ops.get(request.get("op"))
             if op is None:
@@ -260,4 +260,4 @@ class Server:
 
 
 def _line(fields: Fields) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    return dumps(fields, separators=(",", ":")).encode() + b"\n"

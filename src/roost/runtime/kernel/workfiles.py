@@ -6,7 +6,6 @@ Runs on a thread of its own; a cell waits at most a few milliseconds for it. Bou
 """
 
 import contextlib
-import json
 import os
 import shutil
 import stat
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -297,14 +297,14 @@ def _write(folder: Path, index: Index) -> None:
     content = {"files": rows, "folders": index.folders, "left_out": index.left_out}
     path = _index_path(folder, index.number)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, separators=(",", ":")))
+    part.write_text(dumps(content, separators=(",", ":")))
     part.rename(path)
 
 
 def read_index(store: Path, number: int) -> Index | None:
     """One stored index; None when there is none or it is damaged."""
     try:
-        content = json.loads(_index_path(store / FOLDER, number).read_text())
+        content = loads(_index_path(store / FOLDER, number).read_text())
         files = {str(path): _row(row) for path, row in content["files"].items()}
         return Index(number, files, list(content["folders"]), dict(content["left_out"]))
     except (OSError, ValueError, KeyError, TypeError):
