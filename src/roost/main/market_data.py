@@ -74,6 +74,7 @@ class MarketData:
                 needs=kind.needs,
                 consent=kind.consent,
                 cadence_s=kind.cadence_s,
+                default=kind.name in DEFAULT,
                 what=(kind.__doc__ or "").split(". ")[0].split("\n")[0].rstrip("."),
             )
             for kind in KINDS
@@ -169,6 +170,8 @@ def _gcp_advice(kind: type[GcpCapacityHistory] | type[GcpCapacityAdvice]) -> "Op
 
 
 Open = Callable[[_Opening], PriceSource]
+DEFAULT = (AwsSpotAdvisor.name, SkyPilotCatalog.name, SpareCores.name)
+"""About 15 MB together; AWS's price list has hundreds of MB a region, Azure's hundreds of pages."""
 KINDS: tuple[Any, ...] = (
     AwsPriceList,
     AwsSpotAdvisor,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ class Time:
         wake = self.now + seconds
         self._wakes.append(wake)
         await asyncio.sleep(0.001)
-        while wake > min(self._wakes):
+        while wake > min(self._wakes):  # noqa: ASYNC110 (others may begin to sleep meanwhile)
             await asyncio.sleep(0.001)
         self._wakes.remove(wake)
         self.now = max(self.now, wake)
@@ -164,7 +165,7 @@ async def test_a_recorder_keeps_cadences_and_is_alone(tmp_path: Path) -> None:
         await work
     for source in (slow, quick):
         times = when[source.name]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(times)]
         assert gaps and min(gaps) >= source.cadence_s * (1 - JITTER), source.name
     with alone(tmp_path), pytest.raises(Invalid, match="another"):
         await _collector(tmp_path, time).record([quick], once=True, tell=told.append)

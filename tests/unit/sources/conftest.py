@@ -13,13 +13,17 @@ import pytest
 
 @dataclass
 class Answer:
-    """What the server says. ``cut``: it promises the whole body and hangs up after so many bytes."""
+    """What the server says.
+
+    ``cut``: it promises the whole body and hangs up after so many bytes; ``hold``: it says nothing before.
+    """
 
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     etag: str = ""
     cut: int | None = None
+    hold: threading.Event | None = None
 
 
 @dataclass
@@ -82,6 +86,8 @@ class Vendor:
             said = left.pop(0) if len(left) > 1 else left[0]
         if said.etag and headers.get("if-none-match") == said.etag:
             said = Answer(status=304, etag=said.etag)
+        if said.hold is not None:
+            said.hold.wait(60)
         handler.send_response(said.status)
         for name, value in said.headers.items():
             handler.send_header(name, value)

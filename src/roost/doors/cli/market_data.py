@@ -47,6 +47,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     consent: bool
     cadence_s: float
     what: str
+    default: bool
+    """Read when no source is named: needs no account and reads little."""
 
 
 class MarketData(Protocol):
@@ -64,7 +66,7 @@ class MarketData(Protocol):
 
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--source", help="Only these (repeat). Default: all that need no account."),
+    typer.Option("--source", help="These (repeat). Default: needs no account, reads little."),
 ]
 Folder = Annotated[
     Path | None, typer.Option("--history", help="The history's folder (default: in the state).")
@@ -295,7 +297,7 @@ def _open(
 ) -> tuple[list[PriceSource], list[Outcome]]:
     """The sources to read, and those that cannot be, with the reason."""
     known = {about.name: about for about in program.sources()}
-    chosen = _names(names) or tuple(a.name for a in known.values() if not a.needs and not a.consent)
+    chosen = _names(names) or tuple(about.name for about in known.values() if about.default)
     strange = [name for name in chosen if name not in known]
     if strange:
         raise Invalid(f"{', '.join(strange)}: no such source", hint=f"sources: {', '.join(known)}")
@@ -397,7 +399,8 @@ def _show_sources(sources: Sequence[About], as_json: bool) -> None:
     if as_json:
         emit(sources)
         return
-    table = Table(title="Sources", title_justify="left")
+    title = "Sources (* read when none is named)"
+    table = Table(title=title, title_justify="left")
     table.add_column("source", no_wrap=True)
     for name in ("tells", "needs", "every", "licence"):
         table.add_column(name, overflow="fold")
@@ -405,7 +408,7 @@ def _show_sources(sources: Sequence[About], as_json: bool) -> None:
         hours = about.cadence_s / 3600.0
         every = f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.0f} h"
         table.add_row(
-            about.name,
+            about.name + (" *" if about.default else ""),
             about.what,
             about.needs or "nothing",
             every,
