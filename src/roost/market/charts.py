@@ -1,4 +1,4 @@
-"""Pictures of the market, as PNG files. The only module of the market's own that imports matplotlib.
+"""Pictures of the market, as files: offers with their frontier, and the crossover of purchase options.
 
 It draws what it is given and decides nothing.
 """
