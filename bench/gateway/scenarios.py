@@ -9,9 +9,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.gateway import stage
 from bench.gateway.load import FRAME
@@ -27,6 +28,8 @@ class Seen:
     """What the clients met."""
 
     latency_s: list[float] = field(default_factory=list)
+    answered_s: list[float] = field(default_factory=list)
+    """Those of the requests that did not fail: an error at once is no quick answer."""
     failed: Counter[str] = field(default_factory=Counter)
     when: list[tuple[int, str]] = field(default_factory=list)
     """Number of the request and what failed, in order."""
@@ -55,7 +58,9 @@ class Client:
         else:
             what = str(status)
         self._seen.latency_s.append(time.monotonic() - began_s)
-        if status != 200:
+        if status == 200:
+            self._seen.answered_s.append(self._seen.latency_s[-1])
+        else:
             self._seen.failed[f"{method} {what}"] += 1
             self._seen.when.append((number, what))
 
@@ -161,17 +166,19 @@ class Backends:
 
 def summary(seen: Seen) -> dict[str, object]:
     cuts = statistics.quantiles(seen.latency_s, n=1000)
+    answered = statistics.quantiles(seen.answered_s, n=1000)
     return {
         "requests": seen.count,
         "failed": dict(seen.failed),
         "p50_ms": round(cuts[499] * 1e3, 1),
         "p99_ms": round(cuts[989] * 1e3, 1),
         "p99.9_ms": round(cuts[998] * 1e3, 1),
+        "p99 answered": round(answered[989] * 1e3, 1),
     }
 
 
 Found = dict[str, object]
-Scenario = Callable[["Backends", int, peers.Running, Path], Awaitable[Found]]
+Scenario = Callable[["Backends", int, peers.Running, Path], Coroutine[Any, Any, Found]]
 
 
 async def crash(backends: Backends, port: int, running: peers.Running, folder: Path) -> Found:

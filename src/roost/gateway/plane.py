@@ -21,7 +21,7 @@ from roost.proxy.answers import Answer
 from roost.proxy.counters import BackendState
 from roost.proxy.front import ClientConnection, Proxy
 from roost.proxy.heads import Request
-from roost.proxy.http2 import AlpnFront, Http2Front
+from roost.proxy.http2 import AlpnFront
 from roost.proxy.leaving import Leaving
 from roost.proxy.plan import Observer, Plan, Stream, Tally
 from roost.proxy.pool import BackendConnection, Pool
@@ -124,10 +124,7 @@ class _SecureFront(AlpnFront):
     def __init__(
         self, shaken: Callable[[bool], None], proxy: Proxy, client: Address | None, listener: str
     ) -> None:
-        super().__init__(
-            lambda: ClientConnection(proxy, client=client, secure=True, listener=listener),
-            lambda: Http2Front(proxy, client=client, listener=listener),
-        )
+        super().__init__(proxy, client=client, listener=listener)
         self._shaken = shaken
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -548,24 +548,20 @@ class AlpnFront(asyncio.Protocol):
     """Until the handshake is over: then the protocol the client has chosen takes its place."""
 
     def __init__(
-        self, http1: Callable[[], asyncio.Protocol], http2: Callable[[], asyncio.Protocol]
+        self, proxy: Proxy, *, client: tuple[str, int] | None = None, listener: str = ""
     ) -> None:
-        self._http1 = http1
-        self._http2 = http2
+        self._proxy = proxy
+        self._client = client
+        self._listener = listener
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         tls = transport.get_extra_info("ssl_object")
         chosen = tls.selected_alpn_protocol() if tls is not None else None
-        protocol = self._http2() if chosen == "h2" else self._http1()
+        proxy, client, listener = self._proxy, self._client, self._listener
+        protocol: asyncio.Protocol
+        if chosen == "h2":
+            protocol = Http2Front(proxy, client=client, listener=listener)
+        else:
+            protocol = ClientConnection(proxy, client=client, secure=True, listener=listener)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-
-
-def alpn_front(
-    proxy: Proxy, *, client: tuple[str, int] | None = None, listener: str = ""
-) -> AlpnFront:
-    """The protocol of an accepted TLS connection: HTTP/2 where ALPN chose it, else HTTP/1.1."""
-    return AlpnFront(
-        lambda: ClientConnection(proxy, client=client, secure=True, listener=listener),
-        lambda: Http2Front(proxy, client=client, listener=listener),
-    )

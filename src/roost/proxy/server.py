@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from roost.proxy.front import ClientConnection, Limits, Proxy
-from roost.proxy.http2 import alpn_front
+from roost.proxy.http2 import AlpnFront
 from roost.proxy.plan import Router
 from roost.proxy.policy import Listener
 from roost.proxy.secure import Clock, SecureConnection
@@ -62,7 +62,7 @@ class ProxyServer:
             return ClientConnection(self.proxy, secure=secure, listener=name)
 
         if front is None and secure:
-            front = partial(alpn_front, self.proxy, listener=name)
+            front = partial(AlpnFront, self.proxy, listener=name)
         accept = front or plain
         if tls is not None:
             accept = partial(SecureConnection, tls, accept, Clock())

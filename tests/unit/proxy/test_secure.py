@@ -1,9 +1,11 @@
 """TLS on one accepted connection: bytes both ways, backpressure, both kinds of ends, broken handshakes."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import struct
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from roost.proxy import policy
-from roost.proxy.secure import SecureConnection
+from roost.proxy.secure import Clock, SecureConnection
 from roost.proxy.tls import ServerTls, Tickets
 from tests.support.certificates import Authority
 
@@ -283,3 +285,122 @@ async def test_a_broken_record_ends_the_connection(contexts: Any) -> None:
         await until(lambda: bool(setup.apps[0].lost))
         secured_.abort()
         del plain
+
+
+class Wire:
+    """A client without a loop, to see what arrives together."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", setup.port), timeout=5)
+        self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = setup.context.wrap_bio(self.into, self.out, server_hostname="a.example")
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self.sock.sendall(self.out.read())
+                self.into.write(self.sock.recv(65536))
+        self.sock.sendall(self.out.read())
+
+    def ask(self, data: bytes) -> bytes:
+        """Send; what one read brings."""
+        self.tls.write(data)
+        self.sock.sendall(self.out.read())
+        self.into.write(self.sock.recv(65536))
+        return self.tls.read(65536)
+
+    def tickets(self) -> bool:
+        """Whether a session can be resumed by what has come."""
+        with suppress(ssl.SSLWantReadError):
+            self.tls.read(1)
+        session = self.tls.session
+        return session is not None and session.has_ticket
+
+
+async def test_tickets_come_with_the_first_answer(
+    contexts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.proxy.secure.TICKET_S", 60.0)
+    async with secured(contexts) as setup:
+
+        def talk() -> tuple[bytes, bool]:
+            wire = Wire(setup)
+            with wire.sock:
+                return wire.ask(b"h"), wire.tickets()
+
+        assert await asyncio.to_thread(talk) == (b"h", True)
+
+
+async def test_tickets_come_without_an_answer_too(contexts: Any) -> None:
+    async with secured(contexts) as setup:
+
+        def talk() -> bool:
+            wire = Wire(setup)
+            with wire.sock:
+                if wire.tls.version() == "TLSv1.3":
+                    wire.into.write(wire.sock.recv(65536))
+                return wire.tickets()
+
+        assert await asyncio.to_thread(talk)
+
+
+async def test_who_sends_nothing_more_is_not_waited_for(contexts: Any) -> None:
+    async with secured(contexts) as setup:
+
+        def last(app: App, data: bytes) -> None:
+            app.transport.hold()
+            app.transport.write(data)
+            app.transport.finish()
+            app.transport.finish()
+
+        setup_app = App.data_received
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(App, "data_received", last)
+
+            def talk() -> tuple[bytes, bytes, bytes]:
+                wire = Wire(setup)
+                with wire.sock:
+                    first = wire.ask(b"bye")
+                    return first, wire.tls.read(10), wire.sock.recv(10)
+
+            # The answer and the last record in one piece, then the end; nobody said goodbye to us.
+            assert await asyncio.to_thread(talk) == (b"bye", b"", b"")
+            await until(lambda: setup.apps[0].lost == [None])
+        assert App.data_received is setup_app
+
+
+async def test_an_ended_connection_is_freed_at_once(contexts: Any) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with secured(contexts) as setup:
+            reader, writer = await setup.client()
+            writer.write(b"x")
+            await reader.readexactly(1)
+            kept = weakref.ref(setup.apps[0].transport.get_extra_info("ssl_object"))
+            raw = weakref.ref(setup.apps[0].transport)
+            writer.transport.abort()
+            await until(lambda: bool(setup.apps[0].lost))
+            assert setup.apps[0].transport.is_closing()
+            setup.apps[0].transport = None
+            await until(lambda: kept() is None and raw() is None)
+    finally:
+        gc.enable()
+
+
+async def test_many_silent_ones_are_ended_by_one_timer(
+    contexts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.proxy.secure.HANDSHAKE_S", 0.2)
+    clock = Clock()
+    server = await asyncio.get_running_loop().create_server(
+        partial(SecureConnection, contexts[0].context, partial(App, []), clock), "127.0.0.1", 0
+    )
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
+        for reader, writer in silent:
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.transport.abort()
