@@ -27,6 +27,8 @@ DAY_S = 86_400
 FIRST_S = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 LAST_S = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 """Moments outside are mistakes of unit (milliseconds) or of parsing."""
+MERGE_AT = 16
+"""Files of a partition from which on an append merges them: a recorder of many small pages stays quick."""
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 TYPES: dict[object, pl.DataType] = {
     str: pl.String(),
@@ -121,18 +123,31 @@ class History:
         with self._writing():
             for (source, name), part in rows.group_by("source", day.alias("day")):
                 folder = self.root / kind / str(source) / str(name)
-                fresh = self._fresh(kind, folder, part.drop("day", strict=False))
-                known += part.height - fresh.height
-                if fresh.height:
-                    self._write(folder, fresh.sort(fresh.columns))
-                    new += fresh.height
+                added = self._add(kind, folder, part.drop("day", strict=False))
+                known += part.height - added
+                new += added
         return Stored(new, known)
 
-    def _fresh(self, kind: str, folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
-        there = [f for f in (self._load(kind, p) for p in _parquets(folder)) if f is not None]
-        if not there:
-            return rows
-        return rows.join(pl.concat(there), on=rows.columns, how="anti", nulls_equal=True)
+    def _add(self, kind: str, folder: Path, rows: pl.DataFrame) -> int:
+        """Write the rows that a partition has not; its files are merged when they are many."""
+        there = {p: f for p in _parquets(folder) if (f := self._load(kind, p)) is not None}
+        fresh = rows
+        if there:
+            known = pl.concat(list(there.values()))
+            fresh = rows.join(known, on=rows.columns, how="anti", nulls_equal=True)
+        if not fresh.height:
+            return 0
+        if len(there) < MERGE_AT:
+            self._write(folder, fresh.sort(fresh.columns))
+        else:
+            merged = _once(kind, pl.concat([*there.values(), fresh]))
+            self._replace(there, self._write(folder, merged.sort(merged.columns)))
+        return fresh.height
+
+    def _replace(self, paths: Iterable[Path], kept: Path) -> None:
+        for path in paths:
+            if path != kept:
+                path.unlink(missing_ok=True)
 
     def _write(self, folder: Path, rows: pl.DataFrame) -> Path:
         buffer = BytesIO()
@@ -194,10 +209,7 @@ class History:
             return 0
         rows = pl.concat(list(good.values()))
         merged = _once(kind, rows)
-        kept = self._write(folder, merged.sort(merged.columns))
-        for path in good:
-            if path != kept:
-                path.unlink(missing_ok=True)
+        self._replace(good, self._write(folder, merged.sort(merged.columns)))
         return rows.height - merged.height
 
     def read(

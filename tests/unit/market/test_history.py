@@ -176,6 +176,14 @@ def test_damage_is_told_by_file_and_skipped(tmp_path: Path) -> None:
     assert first.exists()
 
 
+def test_many_small_pages_stay_few_files(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for step in range(40):
+        assert history.append([price(0.1 + step / 100, T0 + step)]).new == 1
+    assert len(list(tmp_path.rglob("*.parquet"))) <= 16
+    assert history.read("offer_price")["observed_at"].to_list() == [T0 + n for n in range(40)]
+
+
 def test_compaction_makes_one_file_a_partition(tmp_path: Path) -> None:
     history = History(tmp_path)
     for step in range(10):
