@@ -61,6 +61,7 @@ BASES: dict[type, Handler] = {
     **archives.BASES,
     **concurrency.BASES,
     **data.BASES,
+    **values.BASES,
 }
 
 LATE: dict[tuple[str, str], Handler] = {

@@ -107,7 +107,7 @@ def reduce_registry(pickler: Storing, value: Any) -> Any:
     for signal, entries in state.get("callbacks", {}).items():
         for cid, reference in entries.items():
             function = reference()
-            if function is not None and (cid in cids or foreign(function)):
+            if function is not None and (cid in cids or _connected(function)):
                 kept.setdefault(signal, {})[cid] = function
     found = _COUNT.match(repr(state.get("_cid_gen")))
     state.update(
@@ -134,6 +134,16 @@ def reduce_trap(_pickler: Storing, value: Any) -> Any:
         if "__dict__" in dict_of(base) and flags_of(base) & HEAP_TYPE:
             own = dict(dict_of(base)["__dict__"].__get__(value))
     return rebuild_state.instance, (kind,), (own, slots), None, None, rebuild_state.fill_instance
+
+
+def _connected(function: Any) -> bool:
+    """Whether the notebook connected it, itself or through a widget of matplotlib."""
+    kind = type(function)
+    if kind is types.BuiltinMethodType:
+        return type(function.__self__) is not types.ModuleType
+    if kind is types.FunctionType and function.__module__ == "matplotlib.widgets":
+        return True  # a lambda of the widget's around what it was given
+    return foreign(function)
 
 
 _ASKED = ("__getattr__", "__getattribute__", "__setattr__")

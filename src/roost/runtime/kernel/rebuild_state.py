@@ -4,6 +4,7 @@ import contextvars
 import dis
 import importlib
 import logging
+import random
 import sys
 import threading
 import types
@@ -134,3 +135,15 @@ def registry(kind: Any) -> Any:
 def fill_registry(made: Any, state: dict[str, Any]) -> None:
     """Callbacks under the numbers they had."""
     made.__setstate__(state)
+
+
+def generator_of(kind: Any) -> Any:
+    """A random generator of a class of the notebook, whose ``__init__`` may want arguments."""
+    return kind.__new__(kind)
+
+
+def fill_generator(value: Any, state: tuple[Any, dict[str, Any]]) -> None:
+    """Its state, and its own attributes."""
+    numbers, own = state
+    random.Random.setstate(value, numbers)
+    vars(value).update(own)

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import gc
+import random
 import sys
 import types
 import typing
 import weakref
 from typing import Any
 
-from roost.runtime.kernel import rebuild, rebuild_values
-from roost.runtime.kernel.naming import HEAP_TYPE, flags_of, is_class, mro_of, ours
+from roost.runtime.kernel import rebuild, rebuild_state, rebuild_values
+from roost.runtime.kernel.naming import HEAP_TYPE, dict_of, flags_of, is_class, mro_of, ours
 from roost.runtime.kernel.refusal import Handler, Storing
 
 _LINK = "_lru_list_elem"
@@ -246,7 +247,28 @@ def reduce_progress(_pickler: Storing, value: Any) -> Any:
     )  # fmt: skip
 
 
+def reduce_super(_pickler: Storing, value: Any) -> Any:
+    """What ``super()`` gave."""
+    own = dict_of(super)
+    kind, owner = own["__thisclass__"].__get__(value), own["__self__"].__get__(value)
+    return super, (kind,) if owner is None else (kind, owner)
+
+
+def reduce_random(_pickler: Storing, value: Any) -> Any:
+    """A generator of ``random``; one of the notebook's classes without its ``__init__``."""
+    kind = type(value)
+    if kind is random.SystemRandom:
+        return kind, ()
+    if not flags_of(kind) & HEAP_TYPE or not ours(kind.__module__):
+        return NotImplemented
+    state = (random.Random.getstate(value), dict(vars(value)))
+    maker, fill = rebuild_state.generator_of, rebuild_state.fill_generator
+    return maker, (kind,), state, None, None, fill
+
+
 EXACT: dict[type, Handler] = {
+    super: reduce_super,
+    random.SystemRandom: reduce_random,
     functools._lru_cache_wrapper: reduce_cached,
     typing.NewType: reduce_typing,
     typing.ParamSpec: reduce_typing,
@@ -267,6 +289,7 @@ EXACT: dict[type, Handler] = {
 EXACT.pop(type(None), None)
 if sys.version_info >= (3, 12):
     EXACT[typing.TypeAliasType] = reduce_typing
+BASES: dict[type, Handler] = {random.Random: reduce_random}
 LATE: dict[tuple[str, str], Handler] = {
     ("unittest.mock", "NonCallableMock"): reduce_mock,
     ("unittest.mock", "_Call"): reduce_mock_call,

@@ -92,6 +92,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "socket timeout": (settings.timeout, settings.set_timeout),
     "polars options": (settings.polars, settings.set_polars),
     "sklearn options": (settings.learning, settings.set_learning),
+    "sympy options": (settings.symbols, settings.set_symbols),
     "numpy options": (libraries.numpy_options, libraries.set_numpy_options),
     "pandas options": (libraries.pandas_options, libraries.set_pandas_options),
     "matplotlib colormaps": (libraries.colormaps, libraries.set_colormaps),
@@ -214,7 +215,7 @@ _COMPARED = frozenset(
         "logging", "temporary files",
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
         "sys.argv", "parts of the shell", "settings of formatters", "decimal templates", "csv",
-        "socket timeout", "polars options", "sklearn options",
+        "socket timeout", "polars options", "sklearn options", "sympy options",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

@@ -14,26 +14,48 @@ def randomness(_base: Baseline, _shell: Any) -> Any:
     states: dict[str, Any] = {"random": random.getstate()}
     numpy = sys.modules.get("numpy.random")
     if numpy is not None and "get_state" in globals_of(numpy):
-        found = numpy.get_state(legacy=False)
-        # As bytes, so that two states can be compared.
-        inner = {k: v.tobytes() if k == "key" else v for k, v in found["state"].items()}
-        states["numpy"] = {**found, "state": inner}
+        states["numpy"] = _flat(numpy.get_state(legacy=False))
     torch: Any = sys.modules.get("torch")
     if torch is not None and "get_rng_state" in globals_of(torch):
         states["torch"] = bytes(torch.get_rng_state().tolist())
     return states
 
 
+_ARRAY = "array of"
+
+
+def _flat(state: Any) -> Any:
+    """With arrays as bytes, so that two states can be compared."""
+    if type(state) is dict:
+        return {key: _flat(value) for key, value in state.items()}
+    return (_ARRAY, state.dtype.str, state.tobytes()) if hasattr(state, "tobytes") else state
+
+
+def _full(state: Any, numpy: Any) -> Any:
+    if type(state) is dict:
+        return {key: _full(value, numpy) for key, value in state.items()}
+    if type(state) is tuple and state[0] == _ARRAY:
+        return numpy.frombuffer(state[2], dtype=state[1]).copy()
+    # Before there were others the key was all bytes.
+    return numpy.frombuffer(state, dtype="uint32") if type(state) is bytes else state
+
+
+def _set_numpy(state: dict[str, Any]) -> None:
+    numpy = importlib.import_module("numpy")
+    state = _full(state, numpy)
+    kind = state["bit_generator"]
+    if kind != "MT19937":  # a cell gave the global functions another generator
+        numpy.random.set_bit_generator(getattr(numpy.random, kind)())
+        numpy.random.get_bit_generator().state = state
+        return
+    numpy.random.set_state(state)
+
+
 def set_randomness(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
     """Go on with the same sequence."""
     random.setstate(value["random"])
     if "numpy" in value:
-        numpy = importlib.import_module("numpy")
-        state = value["numpy"]
-        inner = state["state"]
-        if type(inner.get("key")) is bytes:
-            inner = {**inner, "key": numpy.frombuffer(inner["key"], dtype="uint32")}
-        numpy.random.set_state({**state, "state": inner})
+        _set_numpy(value["numpy"])
     if "torch" in value:
         torch = importlib.import_module("torch")
         torch.set_rng_state(torch.tensor(list(value["torch"]), dtype=torch.uint8))

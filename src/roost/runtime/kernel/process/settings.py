@@ -226,6 +226,24 @@ def set_learning(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
     importlib.import_module("sklearn").set_config(**value)
 
 
+@seldom
+def symbols(_base: Baseline, _shell: Any) -> Any:
+    """How sympy prints: in Unicode or not, in which order."""
+    pretty: Any = sys.modules.get("sympy.printing.pretty.pretty_symbology")
+    printer: Any = sys.modules.get("sympy.printing.printer")
+    if pretty is None or printer is None or "Printer" not in globals_of(printer):
+        return None
+    told = dict(printer.Printer._global_settings)
+    found = (bool(globals_of(pretty).get("_use_unicode")), told)
+    return found if (found[0] or told) and _plain(told) else None
+
+
+def set_symbols(value: tuple[bool, dict[str, Any]], _base: Baseline, _shell: Any) -> None:
+    """Tell it again."""
+    importlib.import_module("sympy.printing.pretty.pretty_symbology").pretty_use_unicode(value[0])
+    importlib.import_module("sympy.printing.printer").Printer.set_global_settings(**value[1])
+
+
 _TEMPLATES = ("DefaultContext", "BasicContext", "ExtendedContext")
 
 
