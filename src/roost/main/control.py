@@ -44,6 +44,8 @@ from roost.main import played
 from roost.main.sessions import SessionRoutes, SessionServers
 from roost.main.settings import StateDir, settings
 from roost.market.catalogue import Catalogue
+from roost.market.history import History
+from roost.market.live import newest
 from roost.market.service import Market
 from roost.metering.service import MeteringService
 from roost.notebooks.controller import NotebookController
@@ -59,6 +61,8 @@ RESYNC_S = 2.0
 CLOUDS = ("aws", "azure", "gcp")
 """The local provider plays all three: an instance bears the offer it was launched for."""
 RANKED = 50
+MARKET_S = 300.0
+"""Seconds between two looks at the facts of the market."""
 SESSIONS_AT_ONCE = 512
 """A start may take minutes: it must never keep another session's notice waiting."""
 
@@ -78,7 +82,8 @@ class Control:
             state.root, clock=self.clock, agent_argv=agent_argv, conditions=played.chosen(state)
         )
         self.providers = {cloud: self.provider for cloud in CLOUDS}
-        self.market = Market(Catalogue.load())
+        self.shipped = Catalogue.load()
+        self.market = Market(self.shipped)
         self.links = LinkServer(
             clock=self.clock,
             ids=self.ids,
@@ -243,6 +248,17 @@ class Control:
                 log.warning("resync: %s", error)
             await asyncio.sleep(RESYNC_S)
 
+    async def follow_market(self) -> None:
+        """Rank by the newest facts of the history (`roost market record`), looked at now and then."""
+        history = History(self.state.market)
+        while True:
+            try:
+                newer = await asyncio.to_thread(newest, self.shipped, history, self.clock.now_s())
+                self.market = Market(self.shipped, newer=newer)
+            except (RoostError, OSError) as error:  # then the last one stands
+                log.warning("facts of the market: %s", error)
+            await asyncio.sleep(MARKET_S)
+
     async def _look_at_everything(self) -> None:
         for key in await self.fleet_loop.keys():
             self.claims.wake(key)
@@ -312,12 +328,14 @@ class Control:
             self.door().app(), log_level="warning", lifespan="off", access_log=False
         )
         server = uvicorn.Server(config)
-        resync = asyncio.get_running_loop().create_task(self.resync())
+        loop = asyncio.get_running_loop()
+        background = [loop.create_task(self.resync()), loop.create_task(self.follow_market())]
         try:
             await server.serve(sockets=[rest])
         finally:
-            resync.cancel()
-            await asyncio.gather(resync, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await self.claims.stop()
             await self.sessions.stop()
             await self.running.stop()

@@ -38,7 +38,7 @@ class Settings:
     @property
     def market(self) -> Path:
         """Where the history of the market lies."""
-        return self.state_dir / "market"
+        return StateDir(self.state_dir).market
 
 
 def settings(state_dir: str | None = None) -> Settings:
@@ -87,6 +87,8 @@ class StateDir:
         self.blobs = root / "blobs"
         self.database = root / "control.sqlite"
         self.routes = root / "routes.json"
+        self.market = root / "market"
+        """The history of the market."""
         self.played = root / "market-play.json"
         """The recorded market that local instances live in."""
 

@@ -46,7 +46,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
         return max((t.observed_at for told in self.told.values() for t in told), default=None)
 
 
-def live(catalogue: Catalogue, history: History | None, as_of: float) -> Live:
+def newest(catalogue: Catalogue, history: History | None, as_of: float) -> Live:
     """The catalogue with every newer fact of the history up to ``as_of`` (UTC seconds)."""
     if history is None or not history.root.is_dir():
         return Live(catalogue=catalogue)

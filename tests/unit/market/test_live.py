@@ -6,7 +6,7 @@ import pytest
 
 from roost.market.catalogue import Catalogue
 from roost.market.history import History
-from roost.market.live import live
+from roost.market.live import newest
 from roost.market.service import Market
 from roost.market.survival import PUBLISHED
 from roost.ports.errors import Invalid
@@ -46,7 +46,7 @@ def test_a_newer_price_counts_for_its_pool_and_an_older_one_does_not(tmp_path, c
         OfferPrice(**price, zone="apne2-az2", usd_hour=0.01, observed_at=OLD),
         OfferPrice(**price, zone="apne2-az3", usd_hour=None, observed_at=NOW),
     )
-    newer = live(catalogue, history, NOW)
+    newer = newest(catalogue, history, NOW)
     assert newer.catalogue.resolve(KEY).price_usd_hour == 0.04
     other = KEY.replace("az1", "az2")
     assert newer.catalogue.resolve(other) == catalogue.resolve(other)
@@ -68,7 +68,7 @@ def test_an_on_demand_price_counts_for_its_region_and_as_the_comparison_of_spot(
     fact = OfferPrice(
         **AWS, source="aws-price-list", option="on_demand", usd_hour=0.3, observed_at=NOW
     )
-    newer = live(catalogue, told(tmp_path, fact), NOW).catalogue
+    newer = newest(catalogue, told(tmp_path, fact), NOW).catalogue
     assert newer.resolve("aws/apne2-az3/m5.xlarge/on_demand").price_usd_hour == 0.3
     assert newer.resolve(KEY).on_demand_usd_hour == 0.3
     assert newer.resolve(KEY).price_usd_hour == catalogue.resolve(KEY).price_usd_hour
@@ -91,7 +91,7 @@ def test_bands_of_each_cloud_become_hazards_with_their_source(tmp_path, catalogu
         PreemptionRate(**rate, rate=0.2, observed_at=NOW - 86_400),
         PreemptionRate(**rate, rate=0.4, observed_at=NOW),
     )  # fmt: skip
-    market = Market(catalogue, newer=live(catalogue, history, NOW))
+    market = Market(catalogue, newer=newest(catalogue, history, NOW))
     aws = market.why(KEY, Ask())
     assert aws.offer.interruption_bucket == "<5%"
     assert aws.loss.hazard == PUBLISHED["<5%"]
@@ -121,7 +121,7 @@ def test_a_watched_pool_has_the_hazard_of_what_was_seen_of_it(tmp_path, catalogu
         for n in range(300)
     ]
     history = told(tmp_path, *steady, *nervous, *down)
-    market = Market(catalogue, newer=live(catalogue, history, NOW))
+    market = Market(catalogue, newer=newest(catalogue, history, NOW))
     one, two = (market.why(KEY.replace("az1", z), Ask()) for z in ("az1", "az2"))
     assert one.loss.known
     assert two.loss.known
@@ -131,10 +131,10 @@ def test_a_watched_pool_has_the_hazard_of_what_was_seen_of_it(tmp_path, catalogu
     assert (one.told[0].what, one.told[0].observed_at) == ("stability", NOW)
     gone = market.why(KEY.replace("az1", "az3"), Ask())
     assert gone.loss.hazard == PUBLISHED[gone.offer.interruption_bucket], "down: nothing newer"
-    later = live(catalogue, history, NOW + 7200)
+    later = newest(catalogue, history, NOW + 7200)
     assert later.newest_s is None, "two hours without a look say nothing of now"
 
 
 def test_without_facts_the_catalogue_stands_as_shipped(tmp_path, catalogue):
-    assert live(catalogue, History(tmp_path / "nothing"), NOW).catalogue is catalogue
-    assert live(catalogue, None, NOW).newest_s is None
+    assert newest(catalogue, History(tmp_path / "nothing"), NOW).catalogue is catalogue
+    assert newest(catalogue, None, NOW).newest_s is None

@@ -34,7 +34,7 @@ from roost.doors.cli.market_render import show_comparison, show_explanation, sho
 from roost.market.advisor import Ranked
 from roost.market.catalogue import Catalogue
 from roost.market.history import History
-from roost.market.live import Live, live
+from roost.market.live import Live, newest
 from roost.market.service import Explanation, Market
 
 Replicas = Annotated[
@@ -156,7 +156,7 @@ def compare(
 def market_of(ctx: typer.Context, history: Path | None, waiting: float | None) -> Market:
     """The market as of now: the catalogue under whatever the history holds that is newer."""
     folder = history or ctx.obj.market_folder()
-    found = live(Catalogue.load(), History(folder), time.time())
+    found = newest(Catalogue.load(), History(folder), time.time())
     for problem in found.problems[:3]:
         err.print(f"[yellow]skipped {problem.path}: {problem.why}[/]", highlight=False)
     return Market(found.catalogue, waiting, found)
