@@ -215,11 +215,51 @@ def _arrow() -> bool:
 # --- the user's path ---------------------------------------------------------------------------------
 
 
-def reply_ms(kernel: Kernel, code: str) -> float:
-    """From the request to the end of the cell."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Milliseconds from a request to the end of its cell: by the clock, of CPU time of the main thread
+    (what a cell waits for, on a busy machine too), of CPU time of all its threads and children."""
+
+    wall: float = 0.0
+    main: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall + other.wall, self.main + other.main, self.cpu + other.cpu)
+
+
+def reply(kernel: Kernel, code: str) -> Cost:
+    """What one cell costs."""
+    main, cpu = _ran(kernel.pid)
     begun = time.perf_counter()
     kernel.run(code)
-    return 1000 * (time.perf_counter() - begun)
+    wall = time.perf_counter() - begun
+    main_after, cpu_after = _ran(kernel.pid)
+    return Cost(1000 * wall, 1e-6 * (main_after - main), 1e-6 * (cpu_after - cpu))
+
+
+def _ran(pid: int) -> tuple[int, int]:
+    """Nanoseconds that a process's main thread, and all that belongs to it now, have run."""
+    times = {
+        task: int((task / "schedstat").read_text().split()[0])
+        for one in _family(pid)
+        for task in Path(f"/proc/{one}/task").glob("*")
+        if (task / "schedstat").exists()
+    }
+    return times.get(Path(f"/proc/{pid}/task/{pid}"), 0), sum(times.values())
+
+
+def _added(name: str, plain: list[Cost], other: list[Cost]) -> dict[str, float]:
+    """Medians of what the other kernel takes longer, and how many times as long."""
+
+    def middle(costs: list[Cost], field: str) -> float:
+        return statistics.median(float(getattr(cost, field)) for cost in costs)
+
+    found: dict[str, float] = {
+        f"{name}{tag}_ms": middle(other, field) - middle(plain, field)
+        for field, tag in (("wall", ""), ("main", "_main"), ("cpu", "_cpu"))
+    }
+    return {**found, f"{name}_ratio": middle(other, "wall") / middle(plain, "wall")}
 
 
 @dataclass
@@ -234,15 +274,18 @@ class Pair:
         self.plain.run(code)
         self.other.run(code)
 
-    def added_ms(self, code: Callable[[int], str], count: int, pause_s: float = 0.0) -> float:
-        """Median of what the other kernel takes longer, in turns."""
-        plain, other = [], []
+    def added(
+        self, name: str, code: Callable[[int], str], count: int, pause_s: float = 0.0
+    ) -> dict[str, float]:
+        """What the other kernel takes longer, in turns."""
+        plain: list[Cost] = []
+        other: list[Cost] = []
         for index in range(count):
-            for kernel, times in ((self.plain, plain), (self.other, other))[:: 1 - 2 * (index % 2)]:
-                times.append(reply_ms(kernel, code(index)))
+            for kernel, costs in ((self.plain, plain), (self.other, other))[:: 1 - 2 * (index % 2)]:
+                costs.append(reply(kernel, code(index)))
             if pause_s:
                 time.sleep(pause_s)
-        return statistics.median(other) - statistics.median(plain)
+        return _added(name, plain, other)
 
 
 LOOP = """
@@ -254,6 +297,7 @@ def spin():
 total, step = 0, 1
 _b = _t.perf_counter(); spin(); print(_t.perf_counter() - _b)
 """
+TIMEIT = "get_ipython().run_line_magic('timeit', '-o -q -n 200 -r 5 sorted(range(5000))').best"
 TOP_LOOP = """
 import time as _t
 total, step = 0, 1
@@ -268,40 +312,46 @@ def path_costs(pair: Pair, count: int) -> dict[str, float]:
     """Empty cells, one of 200 variables, a million objects, a loop."""
     found: dict[str, float] = {}
     pair.both("pass")
-    found["empty_ms"] = pair.added_ms(lambda _: "pass", count)
-    found["empty_apart_ms"] = pair.added_ms(lambda _: "pass", max(5, count // 10), 0.2)
+    found.update(pair.added("empty", lambda _: "pass", count))
+    found.update(pair.added("empty_apart", lambda _: "pass", max(5, count // 10), 0.2))
     pair.both("for i in range(200): globals()[f'v{i}'] = [i] * 50")
     time.sleep(1.5)
-    found["one_of_200_ms"] = pair.added_ms(lambda i: f"v{i % 200}.append({i})", max(10, count // 2))
+    some = max(10, count // 2)
+    found.update(pair.added("one_of_200", lambda i: f"v{i % 200}.append({i})", some))
+    found.update(pair.added("call_of_200", lambda i: f"v{i % 200}.sort(key=abs)", some))
     pair.both("del " + ", ".join(f"v{i}" for i in range(200)))
     time.sleep(1.5)
     many = "class P:\n    def __init__(s, i): s.i = i\n"
     pair.both(many)
-    found["objects_ms"] = _objects(pair, lambda i: f"big{i} = [[j] for j in range(1_000_000)]")
-    found["instances_ms"] = _objects(pair, lambda i: f"big{i} = [P(j) for j in range(300_000)]")
+    lists, instances = "[[j] for j in range(1_000_000)]", "[P(j) for j in range(300_000)]"
+    found.update(_objects("objects", pair, lambda i: f"big{i} = {lists}"))
+    found.update(_objects("instances", pair, lambda i: f"big{i} = {instances}"))
     found["loop_ratio"] = _ratio(pair, LOOP)
     found["top_loop_ratio"] = _ratio(pair, TOP_LOOP)
+    found["timeit_ratio"] = _ratio(pair, TIMEIT)
     return found
 
 
-def _objects(pair: Pair, code: Callable[[int], str]) -> float:
+def _objects(name: str, pair: Pair, code: Callable[[int], str]) -> dict[str, float]:
     """What making many objects and the three cells after it take longer."""
-    plain, other = [], []
+    plain: list[Cost] = []
+    other: list[Cost] = []
     for index in range(4):
-        for kernel, times in ((pair.plain, plain), (pair.other, other)):
-            took = reply_ms(kernel, code(index))
+        for kernel, costs in ((pair.plain, plain), (pair.other, other)):
+            took = reply(kernel, code(index))
             for _ in range(3):
-                took += reply_ms(kernel, "pass")
+                took += reply(kernel, "pass")
                 time.sleep(0.03)
-            times.append(took)
+            costs.append(took)
             time.sleep(3)
             kernel.run(f"del big{index}")
             time.sleep(0.5)
-    return statistics.median(other) - statistics.median(plain)
+    return _added(name, plain, other)
 
 
 def _ratio(pair: Pair, code: str) -> float:
-    plain, other = [], []
+    plain: list[float] = []
+    other: list[float] = []
     for _ in range(7):
         plain.append(float(pair.plain.run(code)[0].partition(":")[2]))
         other.append(float(pair.other.run(code)[0].partition(":")[2]))

@@ -7,7 +7,6 @@ waiting. Writes nothing to disk and changes nothing in the namespace.
 import builtins
 import contextlib
 import io
-import json
 import re
 import sys
 import threading
@@ -16,6 +15,7 @@ import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from json import dumps
 from typing import Any, TypeVar
 
 from roost.runtime.kernel import cells, checks, frames, process, recipes, tasks
@@ -26,6 +26,7 @@ from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module
 from roost.runtime.kernel.orders import with_orders
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
 from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
+from roost.runtime.kernel.watched import Watched
 
 SMALL_ATOM_BYTES = 1024
 """Numbers and strings up to this size share one pickle."""
@@ -74,19 +75,15 @@ class Snapshot:
     home: set[str] = field(default_factory=set)
     """In a forked child: names that only their own process can store."""
 
-    def own_memory(self, limit: int = INLINE_BYTES) -> bool:
-        """Copy buffers up to ``limit`` bytes; whether no memory of the user is needed any more."""
+    def own_memory(self, limit: int, watched: Watched) -> bool:
+        """Copy buffers up to ``limit`` bytes, of watched ones what may have changed; whether no memory of
+        the user is needed any more."""
         dumps = [one.dump for one in self.fresh]
-        if sum(view.nbytes for d in dumps for view in d.buffers) > limit:
+        if sum(watched.unread(view) for dump_ in dumps for view in dump_.buffers) > limit:
             return False
-        for one in dumps:
-            one.buffers = [
-                memoryview(bytes(view)).toreadonly()
-                if view.readonly
-                else memoryview(bytearray(view))
-                for view in one.buffers
-            ]
-            one.alive = []
+        for dump_ in dumps:
+            dump_.buffers = [watched.own(view) for view in dump_.buffers]
+            dump_.alive = []
         return True
 
 
@@ -111,6 +108,14 @@ class _Names:
     rest: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The process as a look found it: nothing in it moves by itself or runs with the next cell."""
+
+    state: dict[str, bytes]
+    objects: list[tuple[str, Any]]
+
+
 class Collector:
     """Knows what was captured last, and finds what has changed since."""
 
@@ -130,6 +135,9 @@ class Collector:
         self._streams: dict[int, str] = {}
         self._recipes = recipes.Log()
         self._blocks = cells.Blocks()
+        self._before: _Process | None = None
+        self._objects: list[tuple[str, Any]] | None = None
+        """What the look under way found of the process that holds objects."""
         self._shapes: dict[str, checks.Shape] = {}
         self.home: set[str] = set()
         """Names that a forked child cannot store: files, connections, whatever has a side to it."""
@@ -173,19 +181,23 @@ class Collector:
         *,
         limit_s: float | None = None,
         given: Snapshot | None = None,
+        calm: bool = False,
     ) -> Generator[None, None, Snapshot]:
         """Look at the names a cell can have touched (None: all) and whatever belongs to them.
 
-        ``limit_s``: raises ``Dear`` when that takes longer. ``given``: this is a forked child.
+        ``limit_s``: raises ``Dear`` when that takes longer. ``given``: this is a forked child. ``calm``:
+        nothing but variables can have changed since the last look, which says the rest.
         """
         until = None if limit_s is None else time.perf_counter() + limit_s
         # Inside a cell the counter may have been raised already (IPython 9.8): the log knows better.
         following = max((cell.count for cell in log), default=0) + 1
         made = Snapshot(execution_count=min(int(self._shell.execution_count), following))
+        before = self._calm_before(touched) if calm and given is None else None
         if given is None:
-            process.prepare(self._base, self._shell, log, touched)
+            if before is None:
+                process.prepare(self._base, self._shell, log, touched)
             self._begin()
-        names = self._sort(made)
+        names = self._sort(made, before)
         touched = process.widen(touched, names.modules)
         made.modules, made.namespaces = names.modules, tuple(names.namespaces)
         reaches = yield from self._walk(names.rest, touched, until)
@@ -208,10 +220,12 @@ class Collector:
             yield
         self._ids = {name: id(value) for name, value in names.rest.items()}
         self._explain(made, names, log)
-        if given is None:
+        if given is not None:
+            made.state = given.state
+        elif before is None:
             self._process(made, around)
         else:
-            made.state = given.state
+            made.state.update(before.state)
         self._note(made, names)
         made.imports = process.imports(self._base)
         made.log = self._blocks.of(log)
@@ -223,9 +237,17 @@ class Collector:
 
     # --- names -----------------------------------------------------------------------------------
 
-    def _sort(self, made: Snapshot) -> _Names:
+    def _calm_before(self, touched: set[str] | None) -> "_Process | None":
+        """The process as it was at the last look, where that still holds after calm cells."""
+        before = self._before
+        if before is None or touched is None or tasks.live() or "ipywidgets" in sys.modules:
+            return None
+        space = self._shell.user_ns
+        return None if any(process.names_files(space.get(name)) for name in touched) else before
+
+    def _sort(self, made: Snapshot, before: "_Process | None" = None) -> _Names:
         names = _Names()
-        for name, value in self.variables():
+        for name, value in self.variables(before):
             if value is self._shell.user_ns:
                 names.namespaces.append(name)
             elif is_module(value):
@@ -243,7 +265,7 @@ class Collector:
                 names.rest[name] = value
         return names
 
-    def variables(self) -> Iterator[tuple[str, Any]]:
+    def variables(self, before: "_Process | None" = None) -> Iterator[tuple[str, Any]]:
         """Every variable of the user, and results and figures under names of their own."""
         space = self._shell.user_ns
         results = self._shell.history_manager.output_hist
@@ -267,7 +289,10 @@ class Collector:
                 yield f"output {name}", value
         for place, iterator in self.loops.items():
             yield f"{LOOP}{place}", iterator
-        yield from process.objects(self._base, self._shell)
+        self._objects = (
+            list(process.objects(self._base, self._shell)) if before is None else before.objects
+        )
+        yield from self._objects
         yield from tasks.roots()
         figures = sys.modules.get("matplotlib._pylab_helpers")
         if figures is not None:
@@ -467,19 +492,28 @@ class Collector:
                     self._shapes[name] = shape
         there = {n: s for n, s in self._shapes.items() if n in names.rest}
         if there:
-            made.state[checks.PIECE] = json.dumps(there, separators=(",", ":")).encode()
+            made.state[checks.PIECE] = dumps(there, separators=(",", ":")).encode()
 
     def _process(self, made: Snapshot, around: Surroundings) -> None:
         def stored(value: Any) -> bytes:
             return dump(value, around, in_band=True).content
 
+        state: dict[str, bytes] = {}
+        refused: list[Entry] = []
         for name, value, error in process.pieces(self._base, self._shell):
             try:
                 if error is not None:
                     raise error
-                made.state[name] = process.stored(self._base, name, value, stored)
+                state[name] = process.stored(self._base, name, value, stored)
             except Exception as fault:  # one piece never costs the others
-                made.refused.append(Entry(f"process: {name}", REFUSED, *advice_for(fault)))
+                refused.append(Entry(f"process: {name}", REFUSED, *advice_for(fault)))
+        made.state.update(state)
+        made.refused += refused
+        objects, self._objects = self._objects, None  # the user's are not to live longer for a look
+        if objects is None:
+            objects = list(process.objects(self._base, self._shell))
+        still = process.still(state, objects) and not refused
+        self._before = _Process(state, objects) if still else None
 
 
 def drained(generator: Generator[None, None, Made]) -> Made:

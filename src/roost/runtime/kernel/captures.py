@@ -35,9 +35,10 @@ BEFORE_S = 0.3
 """What takes longer to pickle is not captured on the way into the next cell."""
 BEFORE_BYTES = 64 << 20
 """Memory copied on the way into the next cell, at most."""
-CHILD_SETTLE_S = 0.01
+CHILD_SETTLE_S, CHILD_SOON_S = 0.01, 0.05
+"""So long a cell waits for a child that captures, once, if the child's work took less than that last time."""
 CHILD_NOTICE_S = 3.0
-"""How long a cell, a notice waits for a child that captures at most."""
+"""How long a notice waits for it at most."""
 SETTLE_S = 0.25
 """How long a cell waits at most for the capture before it to be written."""
 
@@ -63,6 +64,8 @@ class Captures:
         self._finished: deque[str] = deque(maxlen=FINISHED_LIMIT)
         self._depth = 0
         self._touched: set[str] | None = set()
+        self._calm = False
+        """Whatever ran since the last look changed variables and nothing else."""
         self._fresh = False
         """A cell has run since everything was looked at."""
         self._pace = Pace(self._quick, self._idle)
@@ -97,7 +100,12 @@ class Captures:
     def prove(self, names: set[str] | None = None) -> None:
         """These restored variables (None: all) are what was captured when it returns."""
         if self.unproven:
-            self._amended += self.unproven.settle(names)
+            amended = self.unproven.settle(names)
+            self._amended += amended
+            if amended:
+                told = [asdict(entry) for entry in amended]
+                reason = "what was restored is damaged in the store"
+                self.tell({"event": "amended", "reason": reason, "refused": told})
 
     def prove_told(self) -> None:
         """All of them; the one who asks has a report that tells what was damaged."""
@@ -125,35 +133,53 @@ class Captures:
         recorder, job = self._recorder, self._job
         if recorder is None or self.unproven:
             return
-        if job is not None and job.ended.wait(CHILD_SETTLE_S if job.child else SETTLE_S):
+        if job is not None and job.ended.wait(self._patience_s(job)):
             self._settle(job)
         if self._job is not None or not (self._fresh or self._touched is None or self._touched):
             return
-        job = Job(self._touched, explicit=False)
-        self._touched = set()
+        job = self._next_job(self._touched)
         self._pace.looked()
         # Whether a fork is safe costs a look at every thread: asked only where one is wanted.
         for limit_s in (QUICK_S, BEFORE_S) if self._children.possible else (BEFORE_S,):
             snapshot = self._look(job, None if self.running.saved else limit_s)
-            if snapshot is not None and snapshot.own_memory():
+            recorder.look(snapshot)
+            if snapshot is not None and recorder.own_memory(snapshot):
                 self._hand_over(snapshot, job)
                 return
             job.snapshot = snapshot
             if self._forked(job):
                 return
-            if snapshot is not None and snapshot.own_memory(BEFORE_BYTES):
+            if snapshot is not None and recorder.own_memory(snapshot, BEFORE_BYTES):
                 job.snapshot = None
                 self._hand_over(snapshot, job)
                 return
         job.snapshot = None
         self._put_back(job)
 
+    def _patience_s(self, job: Job) -> float:
+        """How long a cell waits for the capture before it: for a child only once, if it is soon done."""
+        if job.child is None:
+            return SETTLE_S
+        cost_s = self.collector.cost_s(job.touched)
+        soon = not job.awaited and 0 < cost_s < CHILD_SOON_S
+        job.awaited = True
+        return CHILD_SETTLE_S if soon else 0.0
+
+    def _next_job(self, touched: set[str] | None) -> Job:
+        """For what the cells since the last look have done."""
+        job = Job(touched, explicit=False)
+        job.calm = touched is not None and self._calm
+        self._touched, self._calm = set(), True
+        return job
+
     def _look(self, job: Job, limit_s: float | None) -> Snapshot | None:
         """What a job is about; None when that takes too long."""
         if limit_s is not None and self.collector.cost_s(job.touched) > limit_s:
             return None
         try:
-            return drained(self.collector.collect(job.touched, list(self._log), limit_s=limit_s))
+            return drained(
+                self.collector.collect(job.touched, list(self._log), limit_s=limit_s, calm=job.calm)
+            )
         except Dear:
             return None
 
@@ -181,7 +207,12 @@ class Captures:
         finally:
             self.collector.loops = former
         facts = self._facts()
-        self._bytes.put(lambda: write(recorder, snapshot, facts, job, sync=True))
+
+        def work() -> None:
+            recorder.look(snapshot)  # behind whatever was still being written
+            write(recorder, snapshot, facts, job, sync=True)
+
+        self._bytes.put(work)
         job.ended.wait()
         if self._job is not None:  # it was written before this one
             self._job = None
@@ -197,6 +228,7 @@ class Captures:
     def _put_back(self, job: Job) -> None:
         if job.explicit:
             self._waiting.appendleft(job)
+        self._calm = self._calm and job.calm
         if job.touched is None or self._touched is None:
             self._touched, self._fresh = None, True
         else:
@@ -230,7 +262,8 @@ class Captures:
         job = self._waiting.popleft()
         if job.touched is not None:
             job.touched = None if self._touched is None else job.touched | self._touched
-        self._touched = set()
+        job.calm = job.touched is not None and self._calm
+        self._touched, self._calm = set(), True
         self._pace.looked()
         if job.touched is None:
             self._fresh = False
@@ -239,7 +272,9 @@ class Captures:
 
     def _collect(self, job: Job) -> None:
         limit_s = self._children.limit_s(job)
-        generator = self.collector.collect(job.touched, list(self._log), limit_s=limit_s)
+        generator = self.collector.collect(
+            job.touched, list(self._log), limit_s=limit_s, calm=job.calm
+        )
         self._collecting = (generator, job)
         self._step()
 
@@ -258,6 +293,8 @@ class Captures:
             return
         except Dear:
             self._collecting = None
+            if self._recorder is not None:
+                self._recorder.look(None)
             if not self._forked(job):
                 job.inline = True
                 self._collect(job)
@@ -276,7 +313,8 @@ class Captures:
         if recorder is None:
             job.done.set_exception(CannotRestore("no_directory", "captures were switched off"))
             return
-        if snapshot.own_memory():
+        recorder.look(snapshot)
+        if recorder.own_memory(snapshot):
             job.seal.close()
         elif not job.explicit:
             job.snapshot = snapshot
@@ -369,6 +407,7 @@ class Captures:
             self._arm()
             return
         self._touched = None
+        self._calm = False
         self._fresh = True
         reason = asking.words(error)
         self.tell({"event": "capture_failed", "reason": reason, "refused": []})

@@ -1,9 +1,9 @@
 """The log of cells, and the names a cell can have touched. Reads source text only."""
 
 import ast
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from json import dumps, loads
 
 BLOCK = 64
 """Cells per stored block; full blocks never change and are stored once."""
@@ -72,20 +72,31 @@ def _joined(rows: list[bytes]) -> bytes:
 
 def from_block(content: bytes) -> list[Cell]:
     """One stored block."""
-    return [Cell(**row) for row in json.loads(content)]
+    return [Cell(**row) for row in loads(content)]
 
 
 def _row(cell: Cell) -> bytes:
     fields = {name: getattr(cell, name) for name in _FIELDS}
     kept = {k: v for k, v in fields.items() if k == "code" or (v != "" and (v or k != "seconds"))}
-    return json.dumps(kept, separators=(",", ":")).encode()
+    return dumps(kept, separators=(",", ":")).encode()
+
+
+def tree_of(source: str) -> ast.Module | None:
+    """The syntax tree of a cell's Python; None when it is none."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def names_of(source: str) -> set[str] | None:
     """Every name in a cell's Python; None when it can reach any name at all."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return names_in(tree_of(source))
+
+
+def names_in(tree: ast.Module | None) -> set[str] | None:
+    """The same of its syntax tree."""
+    if tree is None:
         return None
     names: set[str] = set()
     for node in ast.walk(tree):

@@ -23,6 +23,7 @@ from roost.runtime.kernel.format import (
     Extent,
     FormatError,
     Manifest,
+    Texts,
     chunk_digests,
     chunk_path,
     dumps,
@@ -78,6 +79,7 @@ class Writer:
         self._sizes: dict[str, int] = {}
         self._needs: dict[int, frozenset[str]] = {}
         """Chunks of the manifests on disk."""
+        self._texts: Texts = {}
         (directory / "chunks").mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def begin(self) -> None:
@@ -135,7 +137,7 @@ class Writer:
         A process that is killed loses nothing that was written: background captures need no sync.
         """
         path = manifest_path(self.directory, manifest.number)
-        content = dumps(manifest)
+        content = dumps(manifest, self._texts)
         if sync:
             for chunk in (*self._unsynced, *self._new):
                 if chunk.exists():

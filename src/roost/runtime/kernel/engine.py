@@ -4,6 +4,7 @@ Everything that touches user objects runs on the kernel's main thread between ce
 written on a thread of their own. Puts no name into the namespace and never interrupts a cell.
 """
 
+import ast
 import asyncio
 import builtins
 import contextvars
@@ -16,11 +17,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import asking, journal, process, proving, rebuild, tasks
+from roost.runtime.kernel import asking, cells, journal, process, proving, rebuild, tasks
 from roost.runtime.kernel.again import Again, entries, listen
+from roost.runtime.kernel.calm import calm
 from roost.runtime.kernel.capture import Collector, drained
 from roost.runtime.kernel.captures import SEAL_WAIT_S, Captures
-from roost.runtime.kernel.cells import Cell, names_of
+from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.format import (
     FINISHED_LIMIT,
     Entry,
@@ -42,6 +44,8 @@ class Engine(Captures):
         self.report: list[Entry] = []
         """The last restore's report."""
         self._current = ("", False)
+        self._tree: ast.Module | None = None
+        self._cell_calm = False
         self._begun_s = time.monotonic()
         self._restoring = False
         """The cell that runs has restored: it is not logged."""
@@ -308,6 +312,7 @@ class Engine(Captures):
             name, value = self._unset.popitem()
             process.IN_CONTEXT[name](value, self.base, self.shell)
         self._current = (asking.message_id(self.kernel), True)
+        self._cell_calm = False
         self._begun_s = time.monotonic()
         self._let_cell_begin()
         if self.mover is not None:
@@ -326,6 +331,16 @@ class Engine(Captures):
         self._amended = []
         if self._depth == 1:
             self._current = (self._current[0], False)
+            self._read(info)
+
+    def _read(self, info: Any) -> None:
+        """Read the code of the cell that begins: which names are in it, whether it can do anything else."""
+        parsed = getattr(info, "transformed_cell", None)
+        self._tree = cells.tree_of(parsed) if type(parsed) is str else None
+        try:
+            self._cell_calm = self._tree is not None and calm(self._tree, self.shell.user_ns)
+        except RuntimeError:  # a container changed while it was looked at
+            self._cell_calm = False
 
     def _post_execute(self) -> None:
         self._depth = max(0, self._depth - 1)
@@ -336,6 +351,7 @@ class Engine(Captures):
             self._finished.append(message_id)
         if silent:
             self._touched = None
+        self._calm = self._calm and self._cell_calm
         self._fresh = True
         if self.pauser is not None:
             self.pauser.ends()
@@ -355,7 +371,8 @@ class Engine(Captures):
             return
         code = info.raw_cell
         parsed = info.transformed_cell or self.shell.transform_cell(code)
-        names = names_of(parsed)
+        names = cells.names_of(parsed) if self._tree is None else cells.names_in(self._tree)
+        self._calm = self._calm and self._cell_calm and bool(result.success)
         if (
             names is None
             or self._touched is None

@@ -4,10 +4,11 @@ Standard library only, and imports nothing of Roost, so that everyone may read i
 pickle: a manifest is JSON and only names chunks by their BLAKE3 digest.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from json import dumps as to_json
+from json import loads as from_json
 from pathlib import Path
 from typing import Any
 
@@ -161,23 +162,37 @@ def variables(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def dumps(manifest: Manifest) -> bytes:
-    """The manifest as JSON. Equal manifests give equal bytes."""
+Texts = dict[int, tuple[Group, str]]
+"""JSON of groups by their ids: most are the same objects from one manifest to the next."""
+
+
+def dumps(manifest: Manifest, texts: Texts | None = None) -> bytes:
+    """The manifest as JSON. Equal manifests give equal bytes. ``texts``: those of the manifest before, which
+    become those of this one."""
+    texts = {} if texts is None else texts
+    made: Texts = {}
+    for group in manifest.groups:
+        known = texts.get(id(group))
+        made[id(group)] = known or (group, to_json(_plain_group(group), separators=(",", ":")))
+    groups = ",".join([made[id(group)][1] for group in manifest.groups])
+    texts.clear()
+    texts.update(made)
     # Without ``asdict`` for the whole: it would copy every extent first.
     fields: dict[str, Any] = {"format": FORMAT}
     fields.update((name, getattr(manifest, name)) for name in _READERS)
-    fields["groups"] = [_plain_group(group) for group in manifest.groups]
+    del fields["groups"]
     fields["rebuilds"] = [asdict(rebuild) for rebuild in manifest.rebuilds]
     fields["report"] = [asdict(entry) for entry in manifest.report]
     fields["state"] = {name: _plain(extents) for name, extents in manifest.state.items()}
     fields["cells"] = _plain(manifest.cells)
-    return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+    rest = to_json(fields, separators=(",", ":"), sort_keys=True)
+    return f'{rest[:-1]},"groups":[{groups}]}}'.encode()
 
 
 def loads(content: bytes) -> Manifest:
     """Read a manifest. Raises ``FormatError`` (damaged, newer, not a manifest)."""
     try:
-        fields = json.loads(content)
+        fields = from_json(content)
     except ValueError as error:
         raise FormatError(f"the manifest is damaged: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):

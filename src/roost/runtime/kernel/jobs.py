@@ -25,6 +25,8 @@ class Job:
     def __init__(self, touched: set[str] | None, *, explicit: bool) -> None:
         self.touched = touched
         self.explicit = explicit
+        self.calm = False
+        """Variables have changed and nothing else: the process needs no look."""
         self.whole = False
         """Tasks of the user run between cells: what is seen must be of one moment."""
         self.seal = Seal()
@@ -36,6 +38,8 @@ class Job:
         self.snapshot: Snapshot | None = None
         """Pickled already; a forked child only writes it."""
         self.child: Child | None = None
+        self.awaited = False
+        """A cell has waited for it already."""
         self.knowledge: Knowledge | None = None
         self.inline = False
         """Not in a forked child: that is not safe, or was tried."""

@@ -15,6 +15,7 @@ import time
 import types
 import typing
 from collections.abc import Mapping as AbstractMapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ from roost.runtime.kernel.naming import (
     place_of,
     real_module,
 )
+from roost.runtime.kernel.watched import Part
 
 IN_BAND_BYTES = 64 << 10
 """Memory smaller than this goes into the pickle itself."""
@@ -79,7 +81,7 @@ class Dump:
     """A pickle and its out-of-band memory, still the user's own."""
 
     content: bytes
-    buffers: list[memoryview]
+    buffers: Sequence[memoryview | Part]
     notes: list[str]
     seconds: float
     alive: list[Any] = field(default_factory=list)

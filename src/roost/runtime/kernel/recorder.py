@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from roost.runtime.kernel.capture import Fresh, Snapshot
+from roost.runtime.kernel.capture import INLINE_BYTES, Fresh, Snapshot
 from roost.runtime.kernel.chunks import KEEP_MANIFESTS, Reader, Writer, digest_of
 from roost.runtime.kernel.crew import crew
 from roost.runtime.kernel.format import (
@@ -29,11 +29,11 @@ from roost.runtime.kernel.format import (
     manifest_numbers,
     manifest_path,
 )
+from roost.runtime.kernel.pages import pages
+from roost.runtime.kernel.watched import BLOCK_BYTES, Part, Sight, Watched
 
 PACK_BYTES = 256 << 10
 """Pickles smaller than this are written together as one chunk."""
-BLOCK_BYTES = 64 << 10
-"""Of a chunk that has changed in few places, blocks of this size are written. A multiple of page sizes."""
 PATCHED_PART = 4
 """Not when more than this part of it has changed."""
 PIECES = 24
@@ -99,6 +99,7 @@ class Learned:
     prints: dict[str, str]
     digests: dict[tuple[Extent, ...], str]
     unsynced: tuple[Path, ...]
+    sights: list[Sight]
 
 
 class Recorder:
@@ -113,6 +114,11 @@ class Recorder:
         self._new_prints: dict[str, str] = {}
         self._digests: dict[tuple[Extent, ...], str] = {}
         """Digests of memory that is put together from pieces."""
+        self._watched = Watched(pages)
+        self._sights: list[Sight] = []
+        """Big buffers that the capture under way has met."""
+        self._looked = False
+        """Since the last ``write`` the system was asked what was written to watched memory."""
         numbers = manifest_numbers(directory)
         self._number = max(numbers, default=0)
         if last is not None:
@@ -136,7 +142,7 @@ class Recorder:
 
     def learned(self) -> "Learned":
         """What the last ``write`` has changed, for the recorder of another process."""
-        return Learned(self._last, self._prints, self._digests, self._writer.unsynced)
+        return Learned(self._last, self._prints, self._digests, self._writer.unsynced, self._sights)
 
     def learn(self, learned: "Learned") -> None:
         """Take over what a recorder of this directory in a forked child has done."""
@@ -145,16 +151,36 @@ class Recorder:
         self._digests = learned.digests
         if learned.last is not None:
             self._number = max(self._number, learned.last.number)
+            self._watched.commit(learned.last, learned.sights)
         self._writer.written(learned.unsynced)
+
+    def look(self, snapshot: Snapshot | None) -> None:
+        """Before memory is read, on the main thread: which parts of these buffers (None: any; a child that
+        is forked now will meet them) were written. What is small of it is copied by ``own_memory``."""
+        self._looked = True
+        if snapshot is None:
+            self._watched.scan()
+            return
+        views = [view for one in snapshot.fresh for view in one.dump.buffers]
+        self._watched.scan([self._watched.key(view) for view in views if type(view) is memoryview])
+
+    def own_memory(self, snapshot: Snapshot, limit: int = INLINE_BYTES) -> bool:
+        """Copy what a capture needs of the user's memory, up to ``limit`` bytes; whether that is all."""
+        return snapshot.own_memory(limit, self._watched)
 
     def write(self, snapshot: Snapshot, facts: Facts, seal: Seal, *, sync: bool = True) -> Written:
         """Store a snapshot (``sync``: durably). Raises ``OSError``, ``Overtaken``; nothing changes then."""
         self._writer.begin()
         self._new_prints = {}
+        self._sights = []
+        if not self._looked:
+            self._watched.clear()
+        self._looked = False
         try:
             manifest = self._manifest(snapshot, facts, seal)
             last = self._last
             if last is not None and _same(last, manifest):
+                self._watched.commit(last, self._sights)
                 return Written(last, manifest_path(self._writer.directory, last.number), 0)
             path = self._writer.commit(manifest, sync=sync)
         except BaseException:
@@ -163,6 +189,7 @@ class Recorder:
         self._prints = self._new_prints
         self._last = manifest
         self._number = manifest.number
+        self._watched.commit(manifest, self._sights)
         self._writer.collect(facts.held)
         return Written(manifest, path, self._writer.bytes_new)
 
@@ -186,7 +213,7 @@ class Recorder:
             for one, place, parts in zip(snapshot.fresh, fresh, buffers, strict=True)
         ]
         groups += [
-            replace(record, extents=pack.at(place))
+            _moved(record, pack.at(place))
             for record, place in zip(snapshot.kept, kept, strict=True)
         ]
         made = Manifest(
@@ -231,11 +258,58 @@ class Recorder:
     def _buffers(self, one: Fresh, former: Group | None, seal: Seal) -> tuple[Buffer, ...]:
         found = []
         for index, view in enumerate(one.dump.buffers):
+            key = self._watched.key(view)
+            if key is not None:
+                self._sights.append((one.names, index, key))
+            taken = self._watched.part(view) or view
+            if isinstance(taken, Part):
+                found.append(Buffer(self._changed(taken), taken.nbytes, taken.readonly))
+                continue
             known: tuple[Extent, ...] = ()
             if former is not None and index < len(former.buffers):
                 known = former.buffers[index].extents
-            found.append(Buffer(self._extents(view, known, seal), view.nbytes, view.readonly))
+            found.append(Buffer(self._extents(taken, known, seal), view.nbytes, view.readonly))
         return tuple(found)
+
+    def _changed(self, part: Part) -> tuple[Extent, ...]:
+        """Chunks of a watched buffer: only the blocks that may have changed were read."""
+        windows = _windows(part.extents)
+        changed: dict[int, dict[int, bytes]] = {}
+        for at, content in part.blocks.items():
+            changed.setdefault(at // CHUNK_BYTES * CHUNK_BYTES, {})[at % CHUNK_BYTES] = content
+        for start, inside in changed.items():
+            windows[start] = self._blocks(windows[start], inside)
+        return tuple(extent for start in sorted(windows) for extent in windows[start])
+
+    def _blocks(self, known: tuple[Extent, ...], inside: dict[int, bytes]) -> tuple[Extent, ...]:
+        """A chunk's worth of memory with these blocks in it."""
+        runs: list[tuple[int, int]] = []
+        for low, content in sorted(inside.items()):
+            high = low + len(content)
+            if self._writer.read(_part(known, low, high)) == content:
+                continue  # a page was written, with what it held or beside the buffer
+            if runs and runs[-1][1] == low:
+                runs[-1] = (runs[-1][0], high)
+            else:
+                runs.append((low, high))
+        if not runs:
+            return known
+        pieces = _pieces(known, runs)
+        changed = sum(high - low for low, high in runs)
+        size = sum(extent.size for extent in known)
+        if changed * PATCHED_PART > size or len(pieces) > PIECES:
+            whole = bytearray(self._writer.read(known))
+            for low, content in inside.items():
+                whole[low : low + len(content)] = content
+            return (Extent(self._writer.put(bytes(whole)), 0, size),)
+        made = []
+        for piece in pieces:
+            if isinstance(piece, Extent):
+                made.append(piece)
+                continue
+            content = b"".join(inside[at] for at in range(*piece, BLOCK_BYTES))
+            made.append(Extent(self._writer.put(content), 0, len(content)))
+        return tuple(made)
 
     def _extents(
         self, view: memoryview, known: tuple[Extent, ...], seal: Seal
@@ -358,6 +432,18 @@ def _windows(extents: tuple[Extent, ...]) -> dict[int, tuple[Extent, ...]]:
     return found
 
 
+def _part(known: tuple[Extent, ...], low: int, high: int) -> tuple[Extent, ...]:
+    """Where the bytes from ``low`` to ``high`` of what these extents make up are stored."""
+    found = []
+    at = 0
+    for extent in known:
+        first, last = max(low, at), min(high, at + extent.size)
+        if first < last:
+            found.append(Extent(extent.chunk, extent.offset + first - at, last - first))
+        at += extent.size
+    return tuple(found)
+
+
 def _differing(old: bytes, new: bytes) -> list[tuple[int, int]]:
     """Runs of blocks that differ."""
     runs: list[tuple[int, int]] = []
@@ -405,6 +491,11 @@ def _group(
     if former is not None and former.fingerprint == fingerprint and former.buffers == buffers:
         return replace(former, extents=extents, notes=one.notes)
     return Group(one.names, fingerprint, extents, buffers, one.dump.seconds, one.notes)
+
+
+def _moved(record: Group, extents: tuple[Extent, ...]) -> Group:
+    """A record whose pickle lies elsewhere now; the same object where it does not."""
+    return record if extents is record.extents else replace(record, extents=extents)
 
 
 def _report(snapshot: Snapshot) -> tuple[Entry, ...]:

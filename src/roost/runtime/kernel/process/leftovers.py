@@ -77,6 +77,13 @@ def _named(base: Baseline, space: dict[str, Any], start: str) -> list[str]:
     return [path for _id, found in paths.values() for path in found]
 
 
+def names_files(value: Any) -> bool:
+    """Whether a variable names a place among the temporary files."""
+    found: list[str] = []
+    _gather(value, tempfile.gettempdir() + os.sep, found, 0)
+    return bool(found)
+
+
 def _gather(value: Any, start: str, found: list[str], depth: int) -> None:
     kind = type(value)
     if kind is str:

@@ -81,6 +81,8 @@ class Patches:
         self.exits = atexit._ncallbacks()
         self.cells = 0
         self._versions: dict[int, int] = {}
+        self._classes: dict[int, tuple[int, list[tuple[Any, str, str]]]] = {}
+        """By the id of a module's globals: their version, and the attributes of the classes in them."""
         self._reads = _reader()
         for inside, _module, _path in self._dicts():
             self._versions[id(inside)] = self._version(inside)
@@ -95,9 +97,12 @@ class Patches:
                 continue
             inside = globals_of(module)
             yield inside, name, ""
-            for value in list(inside.values()):
-                if is_class(value) and module_of(value) == name:
-                    yield from self._class(value, name)
+            version, known = self._version(inside), self._classes.get(id(inside))
+            if known is None or known[0] != version or version == -1:
+                values = [v for v in list(inside.values()) if is_class(v) and module_of(v) == name]
+                known = version, [one for value in values for one in self._class(value, name)]
+                self._classes[id(inside)] = known
+            yield from known[1]
 
     def _class(self, kind: type, name: str) -> Iterator[tuple[Any, str, str]]:
         own = _dict_behind(kind)
