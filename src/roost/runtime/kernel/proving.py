@@ -41,8 +41,10 @@ _WIDE_NAMES = frozenset(
 _CONTAINERS = (list, tuple, set, dict)
 _ELEMENTS = 1000
 """Of a container looked through."""
-_REQUESTS = ("complete_request", "inspect_request", "comm_open", "comm_msg", "comm_close")
-"""Besides cells, what may look at variables or run code of the user."""
+_REQUESTS = (
+    "execute_request", "complete_request", "inspect_request", "comm_open", "comm_msg", "comm_close",
+)  # fmt: skip
+"""What may look at variables or run code of the user. Cells themselves wait when they begin."""
 
 
 class Opening(pickle.Unpickler):
@@ -195,16 +197,19 @@ def _plain(value: Any) -> bool:
 
 
 def guard(kernel: Any, settle: Callable[[], None]) -> None:
-    """Have requests that are no cells wait too."""
+    """Have requests that are no cells wait too, and those that are more than a cell."""
     handlers = getattr(kernel, "shell_handlers", {})
 
-    def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-        def handle(*arguments: Any) -> Any:
-            settle()
-            return handler(*arguments)
+    def guarded(kind: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        def handle(stream: Any, identity: Any, message: Any) -> Any:
+            content = message.get("content", {})
+            cell = kind == "execute_request" and content.get("code", "").strip()
+            if not cell or content.get("user_expressions"):
+                settle()
+            return handler(stream, identity, message)
 
         return handle
 
     for kind in _REQUESTS:
         if kind in handlers:
-            handlers[kind] = guarded(handlers[kind])
+            handlers[kind] = guarded(kind, handlers[kind])
