@@ -187,9 +187,12 @@ class SessionWorld:
             self._find_place(following.place)
 
     def _take_over(self, following: _Instance) -> None:
+        freeze_s = self._timing.freeze_s
         if self._active is not None:
-            self.record.stood_still(self._tick, self._timing.freeze_s)
             self.record.moves += 1
+        else:  # down for less than the freeze: it still stands still that long
+            freeze_s -= self._now_s - self._seen.since_s
+        self.record.stood_still(self._tick, max(0.0, freeze_s))
         self._active, self._next = following, None
         self._retry_s = inf
         following.ready_s = inf
