@@ -265,6 +265,16 @@ def spot_prices_xml(*rows: tuple[str, str, str, str, str], token: str = "") -> b
     )
 
 
+def zones_xml(*rows: tuple[str, str]) -> bytes:
+    """DescribeAvailabilityZones: (name, id) each."""
+    items = "".join(
+        f"<item><zoneName>{name}</zoneName><zoneId>{zone}</zoneId></item>" for name, zone in rows
+    )
+    return _xml(
+        "DescribeAvailabilityZones", f"<availabilityZoneInfo>{items}</availabilityZoneInfo>", ""
+    )
+
+
 def scores_xml(*rows: tuple[str, str, int]) -> bytes:
     """GetSpotPlacementScores: (region, zone id, score) each."""
     items = "".join(

@@ -148,20 +148,26 @@ async def _pages(source: AwsSpotPrices, most: int = 20) -> tuple[list[Fact], lis
 async def test_spot_prices_follow_tokens_and_go_on_from_the_last(vendor: Vendor) -> None:
     first = ("us-east-1a", "use1-az4", "m5.large", "0.0391", "2026-05-01T10:00:00.000Z")
     second = ("us-east-1b", "", "m5.large", "0.0402", "2026-05-01T11:00:00.000Z")
-    vendor.on("/", shapes.spot_prices_xml(first, token="next"), shapes.spot_prices_xml(second))
+    vendor.on(
+        "/",
+        shapes.spot_prices_xml(first, token="next"),
+        shapes.spot_prices_xml(second),
+        shapes.zones_xml(("us-east-1b", "use1-az6")),
+        shapes.spot_prices_xml(second),
+    )
     source = AwsSpotPrices(
         clients(vendor.url), regions=("us-east-1",), types=("m5.large",), days=2, now=now
     )
     facts, pages = await _pages(source)
     assert [(f.zone, f.usd_hour) for f in facts if isinstance(f, OfferPrice)] == [
         ("use1-az4", 0.0391),
-        ("us-east-1b", 0.0402),
-    ]
+        ("use1-az6", 0.0402),
+    ], "an account's name of a zone becomes the zone's id"
     assert "NextToken=next" in vendor.asked[1].body
     assert "MaxResults=1000" in vendor.asked[0].body
     assert "ProductDescription.1=Linux%2FUNIX" in vendor.asked[0].body
     await source.fetch(pages[-1].cursor)
-    began, later = (_start(vendor.asked[i].body) for i in (0, 2))
+    began, later = (_start(vendor.asked[i].body) for i in (0, 3))
     assert began < later, "the first read takes two days, the next goes on from there"
     with pytest.raises(Invalid, match="90 days"):
         AwsSpotPrices(clients(vendor.url), days=91)

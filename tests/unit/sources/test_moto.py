@@ -41,6 +41,7 @@ async def test_spot_prices_of_the_regions_that_moto_opens(endpoint: str, tmp_pat
             break
     kinds = {(f.region, f.instance_type) for f in facts if isinstance(f, OfferPrice)}
     assert kinds == {(r, t) for r in wanted for t in ("m5.large", "c5.large")}
+    assert all("1-az" in f.zone for f in facts if isinstance(f, OfferPrice)), "zones by their ids"
     history = History(tmp_path)
     assert history.append(facts).new == len(facts)
     assert history.append(facts).known == len(facts)

@@ -188,6 +188,7 @@ class AwsSpotPrices:
         self._types = list(types)
         self._days = days
         self._now = now
+        self._zones: dict[str, dict[str, str]] = {}
 
     async def close(self) -> None:
         """See ``PriceSource``."""
@@ -209,7 +210,8 @@ class AwsSpotPrices:
             if at.read == 0 and len(at.queue) == 1:
                 raise
             return self._next(at, (), failed=f"{region}: {error.message}")
-        facts, skipped = self._facts(region, answer)
+        zones = await asyncio.to_thread(self._zone_ids, region, answer)
+        facts, skipped = read_price_history(answer, region, self.name, zones)
         token = answer.get("NextToken") or ""
         return self._next(at, facts, token=token, skipped=skipped)
 
@@ -262,16 +264,23 @@ class AwsSpotPrices:
             )
         return found
 
-    def _facts(
-        self, region: str, answer: Mapping[str, Any]
-    ) -> tuple[list[OfferPrice], dict[str, int]]:
-        return read_price_history(answer, region, self.name)
+    def _zone_ids(self, region: str, answer: Mapping[str, Any]) -> Mapping[str, str]:
+        """Zone ids by the account's names, asked for once where the prices tell names only."""
+        rows = answer.get("SpotPriceHistory") or []
+        if region not in self._zones and any(not row.get("AvailabilityZoneId") for row in rows):
+            with _Aws(f"{self.name}: zones of {region}"):
+                told = self._ec2(region).describe_availability_zones()["AvailabilityZones"]
+            self._zones[region] = {z["ZoneName"]: z["ZoneId"] for z in told if z.get("ZoneId")}
+        return self._zones.get(region, {})
 
 
 def read_price_history(
-    answer: Mapping[str, Any], region: str, source: str
+    answer: Mapping[str, Any], region: str, source: str, zones: Mapping[str, str]
 ) -> tuple[list[OfferPrice], dict[str, int]]:
-    """The facts of one answer of ``DescribeSpotPriceHistory`` as boto3 gives it. Raises ``Never``."""
+    """The facts of one answer of ``DescribeSpotPriceHistory`` as boto3 gives it. Raises ``Never``.
+
+    ``zones``: the ids of the account's zone names (a name means another place in another account).
+    """
     facts = []
     skipped: dict[str, int] = {}
     rows = answer.get("SpotPriceHistory")
@@ -281,7 +290,8 @@ def read_price_history(
         if row.get("ProductDescription") not in ("Linux/UNIX", "Linux/UNIX (Amazon VPC)"):
             skipped["not Linux"] = skipped.get("not Linux", 0) + 1
             continue
-        zone = row.get("AvailabilityZoneId") or row.get("AvailabilityZone") or ""
+        name = row.get("AvailabilityZone") or ""
+        zone = row.get("AvailabilityZoneId") or zones.get(name, name)
         when = row.get("Timestamp")
         if not zone or not row.get("InstanceType") or not isinstance(when, datetime):
             raise Never(f"{source}: {region}: a price lacks its zone, type or time")

@@ -102,7 +102,9 @@ def _pool(store: History, pool: str, chart: Path | None, since: str, as_json: bo
             }
         )
         return
-    table = Table(title=f"{pool}: {rows.height:,} facts", title_justify="left")
+    table = Table(
+        title=f"{pool}: {rows.height:,} fact{'s' * (rows.height > 1)}", title_justify="left"
+    )
     for name in ("when (UTC)", "told", "value", "unit", "zone", "source"):
         table.add_column(name, overflow="fold")
     for kind, at, value, unit, zone, source in rows.tail(SHOWN).iter_rows():
