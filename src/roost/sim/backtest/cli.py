@@ -63,7 +63,7 @@ def backtest(
             notice_s=NOTICE_S.get(workload, 0.0) if notice_s is None else notice_s,
             freeze_s=freeze_s,
         )
-        chosen = _with_starts(run.setting(workload, policy, timing, replicas), starts)
+        chosen = run.with_starts(run.setting(workload, policy, timing, replicas), starts)
         traces = [_cut(trace, zones, first) for trace in read_traces(data) if dataset in trace.name]
         if not traces:
             raise Invalid(
@@ -93,13 +93,6 @@ def backtest(
         err.print(f"[yellow]not replayed: {name}: {why}[/]")
     for note in notes:
         err.print(f"[dim]{note}[/]")
-
-
-def _with_starts(chosen: run.Setting, starts: int) -> run.Setting:
-    """The setting with this many starts a job."""
-    return run.Setting(
-        chosen.workload, chosen.policies, chosen.timing, chosen.replicas, chosen.tasks, starts
-    )
 
 
 def _cut(trace: Trace, zones: str, first: int) -> Trace:

@@ -1,8 +1,8 @@
 """Runs workloads and policies over the recordings of a folder and sums up. Never prints, never reads a
 clock."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -40,7 +40,6 @@ JOB: Mapping[str, Callable[[Pools, Timing], JobPolicy]] = {
     "roost": lambda pools, timing: job_policies.RoostJob(),
 }
 POLICIES: Mapping[str, Mapping[str, object]] = {"session": SESSION, "service": SERVICE, "job": JOB}
-FORECASTING = ("roost",)
 DRAWS = 500
 BLOCK_S = 86_400.0
 """A block of the bootstrap: a day, so that what hangs together within a day stays together."""
@@ -112,6 +111,11 @@ def setting(workload: str, policy: str, timing: Timing, replicas: int) -> Settin
                 f"no policy for a {workload} is called {name}", hint=f"all, or {', '.join(known)}"
             )
     return Setting(workload, names, timing, replicas)
+
+
+def with_starts(chosen: Setting, starts: int) -> Setting:
+    """The setting with this many starts a job."""
+    return replace(chosen, starts=starts)
 
 
 def too_short(trace: Trace, chosen: Setting) -> str:
@@ -295,8 +299,3 @@ def _job_intervals(costs: Floats, best: Floats, seed: int) -> dict[str, Interval
         low, high = np.quantile(values, [0.1, 0.9])
         found[key] = Interval(float(low), float(high))
     return found
-
-
-def needs_forecasts(policies: Iterable[str]) -> bool:
-    """Whether any of them reads forecasts."""
-    return any(name in FORECASTING for name in policies)
