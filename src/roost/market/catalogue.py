@@ -74,8 +74,12 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Catalogue":
-        """Read the snapshot of the package, or one in the directory ``path``."""
-        folder = path or DATA
+        """The snapshot of the package, or one in the directory ``path``; read once, as it is immutable."""
+        return _load(path or DATA)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Catalogue":
+        """Read the snapshot in a directory."""
         facts = read_facts(folder)
         scores = pl.read_parquet(folder / "performance.parquet")
         types = _with_speed(pl.read_parquet(folder / "instance_types.parquet"), scores, facts)
@@ -228,6 +232,11 @@ class Catalogue:
         known = {columns.key(row).split("/")[1] for row in columns.of_type(provider, kind).tolist()}
         listed = close(place, known) or sorted(known)[:3]
         return f"{kind} is offered in {', '.join(listed)} ..."
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path) -> Catalogue:
+    return Catalogue.read(folder)
 
 
 def _with_speed(types: pl.DataFrame, scores: pl.DataFrame, facts: Facts) -> pl.DataFrame:
