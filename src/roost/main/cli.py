@@ -20,6 +20,8 @@ MARKET: Table = {
         "roost.sim.backtest.cli:backtest",
         "Replay policies over recorded markets.",
     ),
+    "train": ("roost.doors.cli.market_model:train", "Fit the hazard model to recordings."),
+    "evaluate": ("roost.doors.cli.market_model:evaluate", "Judge the hazard model on recordings."),
     "compare": ("roost.doors.cli.market:compare", "Offers side by side, term by term."),
     "watch": ("roost.doors.cli.market_watch:watch", "Rank again as facts come in."),
     "purchase": ("roost.doors.cli.market_purchase:purchase", "The cheapest mix over months."),

@@ -244,6 +244,21 @@ def _trained_on(trace: Trace, shipped: Artefact) -> float:
     return round(max(0, end - begin + 1) * zones / (trace.ticks * len(trace.zones)), 4)
 
 
+def headline(scores: Scores) -> dict[str, float | None]:
+    """The figures issue 15 asks for, of the model."""
+    wanted = (
+        ("1h", ("auc", "brier", "ece", "c_index")),
+        ("10min", ("auc",)),
+        ("up_1h", ("macro_f1",)),
+    )
+    return {
+        f"{measure}_{horizon}": scores[horizon]["model"][measure].value
+        for horizon, measures in wanted
+        for measure in measures
+        if horizon in scores
+    }
+
+
 def curves(judged: Judged, horizon: int) -> Mapping[str, list[tuple[float, float, int]]]:
     """Reliability of every forecaster at a horizon."""
     told, lost = judged.rows.lost(horizon)

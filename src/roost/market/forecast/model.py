@@ -21,9 +21,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from roost.market.forecast.bands import BandModel
 from roost.market.forecast.baselines import Baselines
 from roost.market.forecast.features import HORIZONS_H, PoolFeatures, names
+from roost.market.forecast.lifetimes import LifetimeModel
 from roost.market.forecast.recalibrate import Recalibration, shifted, shifts_over
+from roost.market.forecast.ridge import logistic
 from roost.market.forecast.trees import Forest, Trees
 from roost.market.survival import Hazard
 from roost.market.traces import Trace
@@ -98,6 +101,8 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     comes_up: Head
     baselines: Baselines
     """Fitted to the same rows, for ``roost market evaluate``."""
+    lifetimes: LifetimeModel | None = None
+    bands: BandModel | None = None
     trained_on: dict[str, TrainedOn]
     made_by: str
     licence: str
@@ -127,11 +132,6 @@ def expand(features: Floats) -> Floats:
     hinges = [np.maximum(age - np.log(knot), 0.0) for knot in KNOTS_H]
     crossed = [age * features[:, index[name]] for name in CROSSED]
     return np.concatenate([features, np.stack(hinges + crossed, axis=1)], axis=1)
-
-
-def logistic(odds: Floats) -> Floats:
-    """Probabilities of log odds."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(odds, -30.0, 30.0))))
 
 
 class Forecaster:

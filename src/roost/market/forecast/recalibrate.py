@@ -2,8 +2,8 @@
 
 Markets drift: a model that was calibrated in one month is too calm or too nervous in the next. Each forecast
 is kept until its horizon has passed, and losses that came are set against losses that were expected, fading
-over days, for the market and for each pool. Both are shrunk to "the model is right" by so many losses' worth (a
-gamma-Poisson estimate); their ratio shifts the log odds.
+over days, for the market and for each pool. Both are shrunk to "the model is right" by so many losses' worth
+(a gamma-Poisson estimate); their ratio shifts the log odds.
 """
 
 import numpy as np

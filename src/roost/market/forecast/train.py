@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from roost.market.forecast.bands import fit_bands
 from roost.market.forecast.baselines import Baselines, fit_baselines
 from roost.market.forecast.features import HORIZONS_H, names
 from roost.market.forecast.labels import Rows, rows_of
+from roost.market.forecast.lifetimes import fit_lifetimes
 from roost.market.forecast.model import (
     FORMAT,
     SHIPPED,
@@ -29,9 +31,9 @@ from roost.market.forecast.model import (
     Linear,
     TrainedOn,
     expand,
-    logistic,
 )
-from roost.market.traces import Trace, read_traces
+from roost.market.forecast.ridge import logistic
+from roost.market.traces import Trace, read_advisor, read_lifetimes, read_traces
 from roost.ports.errors import Invalid, RoostError
 
 STRENGTH = 200.0
@@ -161,6 +163,8 @@ def fit_sample(
         stays_up=stays,
         comes_up=comes,
         baselines=fitted,
+        lifetimes=None,
+        bands=None,
         trained_on={trace.name: _described(trace) for trace in traces},
         made_by="roost market train",
         licence=LICENCE,
@@ -281,7 +285,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Invalid(
                 f"{given.data} has no traces.parquet", hint="there is nothing to learn from"
             )
-        made = fit(traces, lambda text: print(text, file=sys.stderr, flush=True))
+        machines, pools = read_lifetimes(given.data), read_advisor(given.data)
+        made = msgspec.structs.replace(
+            fit(traces, lambda text: print(text, file=sys.stderr, flush=True)),
+            lifetimes=None if machines is None else fit_lifetimes(machines),
+            bands=None if pools is None else fit_bands(pools),
+        )
         given.out.write_bytes(msgspec.json.encode(made))
         Forecaster.load(given.out)
     except RoostError as error:
