@@ -61,21 +61,30 @@ class Pages:
         if not self.works:
             self._close()
 
+    def alone(self) -> bool:
+        """Whether nobody writes past the page tables of this process: devices and io_uring may hold pages of
+        it and write to them at any time."""
+        if not self._here or _DEVICE.search(Path("/proc/self/maps").read_bytes()):
+            return False
+        return not _direct()
+
     def watch(self, start: int, size: int) -> bool:
         """Watch a range from now on; whether that is possible. What it holds is to be read after this."""
-        low, high = _whole(start, size)
+        low, high = _around(start, size)
         if not self._here or not _private(low, high):
             return False
         try:
+            # With the pages at both ends, which allocators own too: a mapping that is cut in pieces could
+            # not be moved or grown any more.
             self._ioctl(_REGISTER, struct.pack("QQQQ", low, high - low, _MODE_WP, 0))
-            self._protect(low, high)
+            self._protect(*_whole(start, size))
         except OSError:
             return False
         return True
 
     def leave(self, start: int, size: int) -> None:
         """Watch a range no more."""
-        low, high = _whole(start, size)
+        low, high = _around(start, size)
         if self._here:
             with contextlib.suppress(OSError):  # it is gone
                 self._ioctl(_UNREGISTER, struct.pack("QQ", low, high - low))
@@ -152,6 +161,11 @@ def _whole(start: int, size: int) -> Range:
     return low, max(low, (start + size) // PAGE * PAGE)
 
 
+def _around(start: int, size: int) -> Range:
+    """All pages that hold something of a range."""
+    return start // PAGE * PAGE, -(-(start + size) // PAGE) * PAGE
+
+
 def _between(same: Sequence[Range], low: int, high: int) -> list[Range]:
     """What lies between parts in order."""
     found = []
@@ -167,21 +181,27 @@ def _private(low: int, high: int) -> bool:
     at = low
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
         fields = line.split(None, 5)
-        name = fields[5] if len(fields) > 5 else ""
-        if "io_uring" in name or (name.startswith("/dev/") and not name.startswith(_NO_DEVICE)):
-            return False  # a device may hold pages of ours and write to them
         first, _, last = fields[0].partition("-")
         begin, end = int(first, 16), int(last, 16)
         if end <= at or begin >= high:
             continue
-        plain = fields[4] == "0" or _CHUNK_FILE.search(name) is not None
+        plain = fields[4] == "0" or _CHUNK_FILE.search(fields[5]) is not None
         if begin > at or fields[1][3] != "p" or not plain:
             return False
         at = end
     return at >= high
 
 
-_NO_DEVICE = ("/dev/shm/", "/dev/zero")
+_DEVICE = re.compile(rb" (/dev/(?!shm/|zero)|anon_inode:\[io_uring\])")
+
+
+def _direct() -> bool:
+    """Whether a file is open past the page cache: the disk itself writes into memory then."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):  # that of the listing is gone
+            if fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_DIRECT:
+                return True
+    return False
 
 
 def _trial(pages: Pages) -> bool:

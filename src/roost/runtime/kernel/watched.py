@@ -81,6 +81,9 @@ class Watched:
     def scan(self, keys: Iterable[Key | None] | None = None) -> None:
         """Note what was written in these buffers (None: all), and watch those that are due."""
         wanted = [*self._all, *self._seen] if keys is None else [key for key in keys if key]
+        if wanted and not self._pages.alone():
+            self.clear()
+            return
         for key in dict.fromkeys(wanted):
             known = self._all.get(key)
             if known is not None and known.extents is not None:
