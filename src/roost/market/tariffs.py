@@ -5,6 +5,8 @@ tariff keeps its source and date. Where only a best-case discount is published t
 is told as unpriced, and no number is made up.
 """
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -97,12 +99,38 @@ def family_of(provider: str, instance_type: str) -> str:
     return instance_type.split("." if provider == "aws" else "-")[0]
 
 
+def told(rates: pl.DataFrame, offer: Offer) -> list[Tariff]:
+    """The tariffs of an offer's machine among ``savings_rate`` facts, as the history keeps them."""
+    own = rates.filter(
+        pl.col("provider") == offer.provider,
+        pl.col("region") == offer.region,
+        pl.col("instance_type") == offer.instance_type,
+        pl.col("usd_hour") > 0,
+    )
+    return [
+        Tariff(
+            option=f"{row['plan']}_{row['term_years']}y_{row['payment']}",
+            usd_hour=row["usd_hour"],
+            term_months=12 * row["term_years"],
+            basis="listed",
+            source=row["source"],
+            as_of=datetime.fromtimestamp(row["observed_at"], UTC).date().isoformat(),
+        )
+        for row in own.iter_rows(named=True)
+    ]
+
+
 def tariffs(
-    on_demand: Offer, spot: Offer | None, loss: Loss | None, options: pl.DataFrame
+    on_demand: Offer,
+    spot: Offer | None,
+    loss: Loss | None,
+    options: pl.DataFrame,
+    newer: Sequence[Tariff] = (),
 ) -> Tariffs:
     """Every way to buy the machine of ``on_demand``.
 
-    ``spot`` with its ``loss``: the same pool on spot, None where it has no spot price.
+    ``spot`` with its ``loss``: the same pool on spot, None where it has no spot price. ``newer``: told of
+    this machine itself; they count instead of the table's figures for its family.
     """
     provider, region = on_demand.provider, on_demand.region
     price = on_demand.on_demand_usd_hour
@@ -127,17 +155,24 @@ def tariffs(
                 source=f"the catalogue; {loss.hazard.source}",
             )
         )
+    found += newer
     names = own["option"].unique(maintain_order=True).to_list()
     for name in sorted(names):
-        if name not in ("spot", REGION_FEE):
+        if name not in ("spot", REGION_FEE, *(tariff.option for tariff in newer)):
             rows = own.filter(pl.col("option") == name)
             made = _tariff(name, rows, price, own)
             (found if isinstance(made, Tariff) else unpriced).append(made)  # type: ignore[arg-type]
     priced = {t.option for t in found}
     # A best case beside real prices of the same commitment says nothing more.
-    unpriced = [u for u in unpriced if not any(name.startswith(u.option) for name in priced)]
+    unpriced = [u for u in unpriced if not any(_same(u.option, name) for name in priced)]
     unpriced += _missing(provider, family, region, priced, names, options)
     return Tariffs(offer=on_demand, priced=tuple(found), unpriced=tuple(unpriced))
+
+
+def _same(option: str, priced: str) -> bool:
+    """Whether a price is one of an option that vendors name more widely (``reserved_3y``)."""
+    family, _, term = option.rpartition("_")
+    return priced.startswith(option) or (priced.startswith(family) and f"_{term}_" in priced)
 
 
 def _tariff(name: str, rows: pl.DataFrame, price: float, own: pl.DataFrame) -> Tariff | Unpriced:

@@ -12,9 +12,11 @@ from roost.doors.cli.market_purchase import read_use
 from roost.market.advisor import loss_of
 from roost.market.catalogue import Catalogue
 from roost.market.demand import MONTH_H, Demand, assumed, metered, per_hour
+from roost.market.history import History
 from roost.market.purchase import crossovers, least_cost, sentence
-from roost.market.tariffs import Tariff, family_of, read_options, tariffs
+from roost.market.tariffs import Tariff, family_of, read_options, tariffs, told
 from roost.ports.errors import Invalid
+from roost.ports.sources import SavingsRate
 from roost.ports.values import Ask
 
 ON_DEMAND = Tariff(option="on_demand", usd_hour=1.0, source="made up")
@@ -143,6 +145,33 @@ def test_the_shipped_tariffs_name_their_source_and_invent_nothing():
     assert azure["reserved_3y"].best_case_discount_pct == 72
     assert "only a best case" in azure["reserved_3y"].why
     assert "best case" in {u.option: u for u in found["aws"].unpriced}["reserved_standard_3y"].why
+
+
+def test_a_rate_that_was_told_counts_instead_of_a_best_case(tmp_path):
+    catalogue = Catalogue.load()
+    on_demand = catalogue.resolve("azure/koreacentral/Standard_D4s_v5/on_demand")
+    rate = {
+        "source": "azure-retail-prices", "observed_at": 1.79e9, "provider": "azure",
+        "region": "koreacentral", "instance_type": "Standard_D4s_v5",
+    }  # fmt: skip
+    history = History(tmp_path)
+    history.append(
+        [
+            SavingsRate(
+                **rate, plan="reserved_standard", term_years=3, payment="all_upfront", usd_hour=0.09
+            ),
+            SavingsRate(
+                **rate, plan="savings_plan", term_years=3, payment="monthly", usd_hour=0.11
+            ),
+        ]
+    )
+    newer = told(history.latest("savings_rate"), on_demand)
+    made = tariffs(on_demand, None, None, read_options(), newer)
+    priced = {t.option: t for t in made.priced}
+    assert priced["reserved_standard_3y_all_upfront"].usd_hour == 0.09
+    assert priced["reserved_standard_3y_all_upfront"].term_months == 36
+    assert priced["savings_plan_3y_monthly"].as_of == "2026-09-21"
+    assert {u.option for u in made.unpriced}.isdisjoint({"reserved_3y", "savings_plan_3y"})
 
 
 def test_a_pool_without_spot_says_so_and_families_are_those_of_the_cloud():

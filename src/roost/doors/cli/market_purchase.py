@@ -30,6 +30,7 @@ from roost.doors.cli.market_options import (
 from roost.market.advisor import loss_of
 from roost.market.charts import crossover_picture
 from roost.market.demand import Demand, assumed, metered, per_hour
+from roost.market.history import History
 from roost.market.purchase import (
     Crossover,
     Mix,
@@ -39,7 +40,7 @@ from roost.market.purchase import (
     sentence,
 )
 from roost.market.service import Market
-from roost.market.tariffs import Tariff, Tariffs, read_options, tariffs
+from roost.market.tariffs import Tariff, Tariffs, read_options, tariffs, told
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, Offer
 
@@ -112,7 +113,8 @@ def purchase(
     with errors():
         ask = ask_of(vcpus, memory, gpus, arch, cloud, region, instance_type, None, near, 0.0, None)
         market = market_of(ctx, history, waiting)
-        priced = _tariffs(market, ask, offer, prices)
+        folder = history or ctx.obj.market_folder()
+        priced = _tariffs(market, ask, offer, prices, History(folder) if folder.is_dir() else None)
         hours = _use(ctx, use, use_metered)
         demand = (
             assumed(instances, hours_a_day, days_a_week, growth, months, always)
@@ -155,14 +157,17 @@ def _allowed(priced: Tariffs, dedicated: bool) -> list[Tariff]:
     return [tariff for tariff in priced.priced if tariff.dedicated == dedicated]
 
 
-def _tariffs(market: Market, ask: Ask, name: str, prices: Path | None) -> Tariffs:
+def _tariffs(
+    market: Market, ask: Ask, name: str, prices: Path | None, history: History | None
+) -> Tariffs:
     chosen = market.catalogue.resolve(name) if name else market.rank(ask, 1)[0].offer
     pool = chosen.key.rsplit("/", 1)[0]
     on_demand = market.catalogue.resolve(f"{pool}/on_demand")
     spot = _spot(market, pool)
     context = market.context(ask)
     loss = None if spot is None else loss_of(spot, context)
-    return tariffs(on_demand, spot, loss, read_options(prices))
+    newer = [] if history is None else told(history.latest("savings_rate"), on_demand)
+    return tariffs(on_demand, spot, loss, read_options(prices), newer)
 
 
 def _spot(market: Market, pool: str) -> Offer | None:
