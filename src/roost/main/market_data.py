@@ -20,6 +20,7 @@ from roost.adapters.sources.archives import (
     SpotLake,
 )
 from roost.adapters.sources.aws_api import AwsPlacementScores, AwsSpotPrices, Budget, clients
+from roost.adapters.sources.aws_plans import AwsSavingsPlans
 from roost.adapters.sources.aws_public import ADVISOR, PRICES, AwsPriceList, AwsSpotAdvisor
 from roost.adapters.sources.azure import (
     MANAGEMENT,
@@ -181,6 +182,7 @@ KINDS: tuple[Any, ...] = (
     SpotLake,
     AwsSpotPrices,
     AwsPlacementScores,
+    AwsSavingsPlans,
     AzureResourceGraph,
     AzurePlacementScores,
     GcpPrices,
@@ -200,6 +202,9 @@ OPEN: Mapping[str, Open] = {
         clients(), regions=o.regions, types=o.types, days=o.wanted.days
     ),
     AwsPlacementScores.name: _aws_scores,
+    AwsSavingsPlans.name: lambda o: AwsSavingsPlans(
+        clients(service="savingsplans"), regions=o.regions, types=o.types
+    ),
     AzureResourceGraph.name: lambda o: AzureResourceGraph(
         o.azure(), names=_sizes(), base=o.base(MANAGEMENT)
     ),

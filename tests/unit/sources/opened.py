@@ -5,6 +5,7 @@ from pathlib import Path
 
 from roost.adapters.sources.archives import SkyPilotCatalog, SpareCores, SpotLake
 from roost.adapters.sources.aws_api import AwsPlacementScores, AwsSpotPrices, Budget, clients
+from roost.adapters.sources.aws_plans import AwsSavingsPlans
 from roost.adapters.sources.aws_public import AwsPriceList, AwsSpotAdvisor
 from roost.adapters.sources.azure import AzurePlacementScores, AzureResourceGraph, AzureRetailPrices
 from roost.adapters.sources.gcp import GcpCapacityAdvice, GcpCapacityHistory, GcpPrices
@@ -18,6 +19,7 @@ NOW = 1_780_000_000.0
 AZURE_TOKENS = Tokens("token", AZURE, "AZURE_ACCESS_TOKEN")
 GOOGLE_TOKENS = Tokens("token", GOOGLE, "CLOUDSDK_AUTH_ACCESS_TOKEN")
 GRAPH = "/providers/Microsoft.ResourceGraph/resources"
+PLANS = "/DescribeSavingsPlansOfferingRates"
 PRICE_LIST = "/offers/v1.0/aws/AmazonEC2"
 
 
@@ -49,6 +51,11 @@ def placement_scores(vendor: Vendor, folder: Path) -> PriceSource:
     budget = Budget(folder / "budget.json", now)
     types = ("m5.large", "m6i.large", "m7i.large")
     return AwsPlacementScores(clients(vendor.url), budget, types=types, now=now)
+
+
+def savings_plans(vendor: Vendor, _: Path) -> PriceSource:
+    vendor.on(PLANS, {"searchResults": [shapes.plan_rate("0.07")], "nextToken": ""})
+    return AwsSavingsPlans(clients(vendor.url, "savingsplans"), now=now)
 
 
 def retail_prices(vendor: Vendor, _: Path) -> PriceSource:
@@ -135,6 +142,7 @@ OPENED: tuple[Callable[[Vendor, Path], PriceSource], ...] = (
     advisor,
     spot_prices,
     placement_scores,
+    savings_plans,
     retail_prices,
     resource_graph,
     azure_scores,

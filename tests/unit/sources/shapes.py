@@ -294,6 +294,34 @@ def _xml(action: str, content: str, token: str) -> bytes:
     ).encode()
 
 
+def plan_rate(price: str, **more: Any) -> dict[str, Any]:
+    """A result of DescribeSavingsPlansOfferingRates (botocore's model of Savings Plans, 2019-06-28)."""
+    return {
+        "savingsPlanOffering": {
+            "offeringId": "o",
+            "paymentOption": "No Upfront",
+            "planType": "Compute",
+            "durationSeconds": 31_536_000,
+            "currency": "USD",
+            "planDescription": "1 year No Upfront Compute Savings Plan",
+        },
+        "rate": price,
+        "unit": "Hrs",
+        "productType": "EC2",
+        "serviceCode": "AmazonEC2",
+        "usageType": "BoxUsage:m5.large",
+        "operation": "RunInstances",
+        "properties": [
+            {"name": "region", "value": "us-east-1"},
+            {"name": "instanceType", "value": "m5.large"},
+            {"name": "instanceFamily", "value": "m5"},
+            {"name": "productDescription", "value": "Linux/UNIX"},
+            {"name": "tenancy", "value": "shared"},
+        ],
+        **more,
+    }
+
+
 def aws_error(code: str, message: str = "as documented") -> bytes:
     """An error of the EC2 API ("Error codes for the Amazon EC2 API")."""
     return (

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from roost.adapters.sources.aws_api import AwsPlacementScores, AwsSpotPrices, Budget, clients
+from roost.adapters.sources.aws_plans import AwsSavingsPlans
 from roost.adapters.sources.aws_public import AwsPriceList, AwsSpotAdvisor, band
 from roost.ports.errors import Denied, Invalid, Never, Retry
 from roost.ports.sources import Fact, InterruptionBand, OfferPrice, Page, SavingsRate
 
 from . import shapes
 from .conftest import Answer, Vendor
-from .opened import NOW, PRICE_LIST, now
+from .opened import NOW, PLANS, PRICE_LIST, now
 
 FILE = f"{PRICE_LIST}/20260720220804/us-east-1/index.csv"
 INDEX = f"{PRICE_LIST}/current/region_index.json"
@@ -282,3 +283,44 @@ async def test_aws_may_know_of_more_configurations_than_we_do(
     assert (await source.fetch(page.cursor)).done
     with pytest.raises(Invalid, match="--type"):
         AwsPlacementScores(clients(vendor.url), budget, types=())
+
+
+async def test_rates_of_savings_plans(vendor: Vendor) -> None:
+    three = {**shapes.plan_rate("")["savingsPlanOffering"], "durationSeconds": 94_608_000}
+    first = [
+        shapes.plan_rate("0.07"),
+        shapes.plan_rate("0.048", savingsPlanOffering={**three, "paymentOption": "All Upfront"}),
+        shapes.plan_rate("0.09", usageType="UnusedBox:m5.large"),
+        shapes.plan_rate("0.3", unit="Request"),
+    ]
+    second = [shapes.plan_rate("0.071")]
+    vendor.on(
+        PLANS,
+        {"searchResults": first, "nextToken": "n"},
+        {"searchResults": second, "nextToken": ""},
+    )
+    source = AwsSavingsPlans(
+        clients(vendor.url, "savingsplans"), regions=("us-east-1",), types=("m5.large",), now=now
+    )
+    page = await source.fetch("")
+    rates = [f for f in page.records if isinstance(f, SavingsRate)]
+    assert [(r.term_years, r.payment, r.usd_hour) for r in rates] == [
+        (1, "no_upfront", 0.07),
+        (3, "all_upfront", 0.048),
+    ]
+    assert sum(page.skipped.values()) == 2 and not page.done
+    last = await source.fetch(page.cursor)
+    assert last.done and last.records[0].observed_at == NOW
+    assert vendor.asked[1].body["nextToken"] == "n"
+    assert {f["name"] for f in vendor.asked[0].body["filters"]} == {
+        "productDescription", "tenancy", "region", "instanceType",
+    }  # fmt: skip
+    vendor.on(PLANS, Answer(b'{"message": "Rate exceeded"}', 429))
+    with pytest.raises(Retry):
+        await source.fetch("")
+    vendor.on(PLANS, {"searchResults": []})
+    with pytest.raises(Never, match="no rate at all"):
+        await source.fetch("")
+    vendor.on(PLANS, {"searchResults": [shapes.plan_rate("0.07", properties=[])]})
+    with pytest.raises(Never, match="lacks its region"):
+        await source.fetch("")

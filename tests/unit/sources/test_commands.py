@@ -82,7 +82,7 @@ def test_update_says_what_it_cannot_do(world: Vendor) -> None:
     closed = _json("update", "--source", "aws-price-list", "--region", "xx-mars-1")
     assert "no such region" in closed["sources"][0]["error"]
     listed = {about["name"]: about for about in _json("update", "--list")}
-    assert len(listed) == 13 and listed["spotlake"]["consent"]
+    assert len(listed) == 14 and listed["spotlake"]["consent"]
     assert all(about["licence"] and about["what"] for about in listed.values())
     chosen = {name for name, about in listed.items() if about["default"]}
     assert chosen == {"aws-spot-advisor", "skypilot", "sparecores"}

@@ -138,7 +138,6 @@ async def test_capacity_advice(vendor: Vendor) -> None:
         types=("n2-standard-4",),
         regions=("us-central1-a",),
         base=vendor.url,
-        version="beta",
         now=now,
     )
     (fact,) = (await source.fetch("")).records
@@ -148,7 +147,8 @@ async def test_capacity_advice(vendor: Vendor) -> None:
         0.7,
         86400.0,
     )
-    assert vendor.asked[0].body["distributionPolicy"]["zones"] == [{"zone": "zones/us-central1-a"}]
+    assert [request.path.split("/")[2] for request in vendor.asked] == ["v1", "beta"]
+    assert vendor.asked[1].body["distributionPolicy"]["zones"] == [{"zone": "zones/us-central1-a"}]
     await source.close()
     assert region_of("europe-west1-b") == ("europe-west1", "europe-west1-b")
     assert region_of("europe-west1") == ("europe-west1", "")

@@ -15,7 +15,8 @@ from . import shapes
 from .conftest import Answer, Vendor
 from .opened import OPENED
 
-HTTP_SOURCES = [o for o in OPENED if o.__name__ not in ("spot_prices", "placement_scores")]
+AWS_API = ("spot_prices", "placement_scores", "savings_plans")
+HTTP_SOURCES = [o for o in OPENED if o.__name__ not in AWS_API]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ except ImportError:
 
 Client = Any
 Clients = Callable[[str], Client]
-"""Makes the EC2 client of a region."""
+"""Makes the client of a region."""
 
 NEEDS = "AWS credentials as boto3 finds them (environment, profile or role)"
 HOW = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; ec2:Describe* is enough"
@@ -72,8 +72,8 @@ BUDGET = 50
 DAY_S = 86_400.0
 
 
-def clients(endpoint: str | None = None) -> Clients:
-    """EC2 clients that never repeat a call by themselves. Raises ``Invalid`` without boto3."""
+def clients(endpoint: str | None = None, service: str = "ec2") -> Clients:
+    """Clients that never repeat a call by themselves. Raises ``Invalid`` without boto3."""
     if boto3 is None:
         raise Invalid("boto3 is not installed", hint="pip install 'roost[aws]'")
 
@@ -83,16 +83,16 @@ def clients(endpoint: str | None = None) -> Clients:
         if region in made:
             return made[region]
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=10.0, read_timeout=60.0)
-        with _Aws("a client"):
+        with Aws("a client"):
             made[region] = boto3.client(
-                "ec2", region_name=region, endpoint_url=endpoint, config=config
+                service, region_name=region, endpoint_url=endpoint, config=config
             )
             return made[region]
 
     return make
 
 
-class _Aws:
+class Aws:
     """Turns errors of botocore into typed ones."""
 
     def __init__(self, what: str) -> None:
@@ -247,7 +247,7 @@ class AwsSpotPrices:
         )
 
     def _open_regions(self) -> list[str]:
-        with _Aws(f"{self.name}: the account's regions"):
+        with Aws(f"{self.name}: the account's regions"):
             answer = self._ec2(HOME).describe_regions()
             return sorted(str(region["RegionName"]) for region in answer["Regions"])
 
@@ -255,7 +255,7 @@ class AwsSpotPrices:
         more: dict[str, Any] = {"InstanceTypes": self._types} if self._types else {}
         if token:
             more["NextToken"] = token
-        with _Aws(f"{self.name}: {region}"):
+        with Aws(f"{self.name}: {region}"):
             found: dict[str, Any] = self._ec2(region).describe_spot_price_history(
                 StartTime=datetime.fromtimestamp(since, UTC),
                 ProductDescriptions=["Linux/UNIX"],
@@ -268,7 +268,7 @@ class AwsSpotPrices:
         """Zone ids by the account's names, asked for once where the prices tell names only."""
         rows = answer.get("SpotPriceHistory") or []
         if region not in self._zones and any(not row.get("AvailabilityZoneId") for row in rows):
-            with _Aws(f"{self.name}: zones of {region}"):
+            with Aws(f"{self.name}: zones of {region}"):
                 told = self._ec2(region).describe_availability_zones()["AvailabilityZones"]
             self._zones[region] = {z["ZoneName"]: z["ZoneId"] for z in told if z.get("ZoneId")}
         return self._zones.get(region, {})
@@ -441,7 +441,7 @@ class AwsPlacementScores:
         at = self._now()
         while True:
             more = {"NextToken": token} if token else {}
-            with _Aws(self.name):
+            with Aws(self.name):
                 answer = self._ec2(HOME).get_spot_placement_scores(**asked, MaxResults=30, **more)
             for row in answer.get("SpotPlacementScores", []):
                 facts.append(

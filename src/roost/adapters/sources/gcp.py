@@ -20,6 +20,8 @@ from roost.ports.sources import CapacityAdvice, Fact, OfferPrice, Page, Preempti
 
 BILLING = "https://cloudbilling.googleapis.com"
 COMPUTE = "https://compute.googleapis.com"
+VERSIONS = ("v1", "beta")
+"""The calls are in the v1 of the client library; a project that is not let in finds them under beta."""
 COMPUTE_SERVICE = "6F81-5844-456A"
 PAGE = 5000
 MOST_PAGES = 100
@@ -228,10 +230,9 @@ class _Advice(ABC):
         types: Iterable[str],
         regions: Iterable[str],
         base: str = COMPUTE,
-        version: str = "v1",
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``regions`` may name zones (``us-central1-a``); ``version``: ``v1`` or ``beta``."""
+        """``regions`` may name zones (``us-central1-a``)."""
         kinds, places = sorted(set(types)), sorted(set(regions))
         if not kinds or not places or not project:
             raise Invalid(
@@ -240,7 +241,7 @@ class _Advice(ABC):
             )
         self._calls = [(kind, place) for kind in kinds for place in places]
         self._tokens = tokens
-        self._root = f"{base}/compute/{version}/projects/{project}"
+        self._roots = [f"{base}/compute/{version}/projects/{project}" for version in VERSIONS]
         self._now = now
         self._web = Web(self.name, credentials=tokens.advice)
 
@@ -272,13 +273,15 @@ class _Advice(ABC):
         """The facts of one type in one place."""
 
     async def _post(self, region: str, what: str, body: object) -> bytes:
-        reply = await self._web.call(
-            "POST",
-            f"{self._root}/regions/{region}/advice/{what}",
-            headers=await self._tokens.headers(),
-            body=body,
-        )
-        return reply.body
+        headers = await self._tokens.headers()
+        try:
+            url = f"{self._roots[0]}/regions/{region}/advice/{what}"
+            return (await self._web.call("POST", url, headers=headers, body=body)).body
+        except Gone:
+            if len(self._roots) == 1:
+                raise
+            self._roots.pop(0)
+            return await self._post(region, what, body)
 
 
 def region_of(place: str) -> tuple[str, str]:
