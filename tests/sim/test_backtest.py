@@ -207,6 +207,8 @@ def test_results_have_the_keys_that_are_read_and_names_are_checked() -> None:
         assert result.j == pytest.approx(result.cost + 10 * (1 - result.availability))
         assert result.over_oracle_pct >= -1e-9
         assert result.intervals["j"].low <= result.intervals["j"].high
+    [first, *_] = run.overall([*results, *results])
+    assert (first.policy, first.j) == (results[0].policy, pytest.approx(results[0].j))
     with pytest.raises(Invalid, match="no policy"):
         run.setting("session", "clever", TIMING, 1)
     with pytest.raises(Invalid, match="no workload"):

@@ -74,11 +74,15 @@ def backtest(
             _draw(charts, traces, results)
     notes = [note for trace in traces for note in trace.notes]
     if json:
+        together = run.overall(results)
+        one = msgspec.to_builtins(together[0]) if len(together) == 1 else {}
         emit(
             {
+                **one,
                 "workload": workload,
                 "timing": _plain(timing),
                 "replicas": replicas if workload == "service" else 1,
+                "overall": together,
                 "results": [_row(result) for result in results],
                 "skipped": skipped,
                 "notes": notes,

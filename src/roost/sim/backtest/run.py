@@ -167,6 +167,50 @@ def run_one(market: Market, name: str, chosen: Setting) -> Record:
     return ServiceWorld(pools, service, timing, market.forecasts, chosen.replicas).run()
 
 
+class Overall(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy over all data sets: means weighted by their length, sums of jobs."""
+
+    policy: str
+    days: float
+    cost: float
+    availability: float
+    reclaims_per_day: float
+    down_min_per_day: float
+    j: float
+    oracle_j: float
+    over_oracle_pct: float
+    late: int
+    runs: int
+
+
+def overall(results: Sequence[Result]) -> list[Overall]:
+    """Each policy over every data set it was replayed on, in the order they came."""
+    found = []
+    for name in dict.fromkeys(result.policy for result in results):
+        rows = [result for result in results if result.policy == name]
+        days = sum(row.days for row in rows)
+
+        def mean(field: str, rows: list[Result] = rows, days: float = days) -> float:
+            return sum(float(getattr(row, field)) * row.days for row in rows) / days
+
+        found.append(
+            Overall(
+                policy=name,
+                days=days,
+                cost=mean("cost"),
+                availability=mean("availability"),
+                reclaims_per_day=mean("reclaims_per_day"),
+                down_min_per_day=mean("down_min_per_day"),
+                j=mean("j"),
+                oracle_j=mean("oracle_j"),
+                over_oracle_pct=100.0 * (mean("j") / mean("oracle_j") - 1.0),
+                late=sum(row.late for row in rows),
+                runs=sum(row.runs for row in rows),
+            )
+        )
+    return found
+
+
 def service_floor(pools: Pools, replicas: int) -> float:
     """The least cost of N replicas always: the cheapest room in each tick, on demand for the rest."""
     total = 0.0

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
+from roost.market.refusals import Refusal, avoid_s
 from roost.sim.backtest.pools import ON_DEMAND, Pools
 from roost.sim.backtest.record import Record
 from roost.sim.backtest.seen import Forecasts, Seen
 
-REFUSAL_MEMORY_S = 180.0
-"""How long a refused pool is left alone (AWS, insufficient capacity)."""
+REFUSAL_MEMORY_S = avoid_s("aws", Refusal.CAPACITY)
+"""How long a refused pool is left alone: the recordings are of AWS."""
 
 
 @dataclass(frozen=True, slots=True)
