@@ -33,6 +33,7 @@ from roost.runtime.kernel import (
     rebuild_data,
     rebuild_state,
     tasks,
+    values,
 )
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
@@ -206,6 +207,8 @@ class _Storing:
         for base in mro:
             if (handler := self.around.bases.get(id(base))) is not None:
                 return handler
+        if any(base is cloud.Enum for base in mro) and not importable_class(kind):
+            return values.reduce_member
         if self._numpy is not None and any(base is self._numpy.ndarray for base in mro):
             return reduce_array
         return reduce_error if flags & EXCEPTION else self._own_way(kind)
@@ -338,8 +341,8 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
     if data.is_ctypes(cls) and (made := data.reduce_ctypes_class(cls)) is not None:
         return made
     mro = mro_of(cls)
-    if any(base is cloud.Enum for base in mro):
-        return cloud._dynamic_class_reduce(cls)
+    # An enum is filled like any class: its members are made without running its ``__new__`` again.
+    is_enum = any(base is cloud.Enum for base in mro)
     own = dict_of(cls)
     body = {k: own[k] for k in ("__module__", "__qualname__", "__orig_bases__") if k in own}
     if type(own.get("__class__")) is property:
@@ -347,7 +350,7 @@ def reduce_class(_pickler: GroupPickler, cls: type) -> Any:
     body.setdefault("__qualname__", type.__getattribute__(cls, "__qualname__"))
     if "__slots__" in own:
         body["__slots__"] = _slots(own["__slots__"], own)
-    builder = next(m for m in mro_of(type(cls)) if importable_class(m))
+    builder = type if is_enum else next(m for m in mro_of(type(cls)) if importable_class(m))
     name = type.__getattribute__(cls, "__name__")
     bases = type.__getattribute__(cls, "__bases__")
     state = ({k: v for k, v in own.items() if _carried(k, v)}, _registered(cls, own))

@@ -242,3 +242,20 @@ def vars_of(value: Any) -> dict[str, Any]:
             attributes: dict[str, Any] = found.__get__(value)
             return attributes
     return {}
+
+
+# --- members of enums ----------------------------------------------------------------------------
+
+
+def member(kind: type, builder: Any, arguments: tuple[Any, ...]) -> Any:
+    """A member of an enum, which its class will list; neither is asked."""
+    return builder.__new__(kind, *arguments)
+
+
+def fill_member(value: Any, state: dict[str, Any]) -> None:
+    """Name, value, and what its class gave it."""
+    for base in type.__dict__["__mro__"].__get__(type(value)):
+        own = type.__dict__["__dict__"].__get__(base).get("__dict__")
+        if own is not None:
+            own.__get__(value).update(state)
+            return

@@ -247,6 +247,33 @@ def reduce_progress(_pickler: Storing, value: Any) -> Any:
     )  # fmt: skip
 
 
+_PAYLOAD: dict[type, Any] = {
+    int: int.__int__,
+    str: str.__str__,
+    float: float.__float__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    tuple: lambda value: tuple.__getitem__(value, slice(None)),
+}
+"""The plain value of an instance of a class derived from one of these."""
+
+
+def reduce_member(_pickler: Storing, value: Any) -> Any:
+    """A member of an enum of the notebook: its plain value and its attributes."""
+    kind = type(value)
+    builder = next(base for base in mro_of(kind) if not flags_of(base) & HEAP_TYPE)
+    if builder is not object and builder not in _PAYLOAD:
+        return NotImplemented
+    arguments = () if builder is object else (_PAYLOAD[builder](value),)
+    own = next(
+        (dict_of(base)["__dict__"] for base in mro_of(kind) if "__dict__" in dict_of(base)), None
+    )
+    state = dict(own.__get__(value)) if own is not None else {}
+    return (
+        rebuild_values.member, (kind, builder, arguments), state, None, None,
+        rebuild_values.fill_member,
+    )  # fmt: skip
+
+
 def reduce_super(_pickler: Storing, value: Any) -> Any:
     """What ``super()`` gave."""
     own = dict_of(super)

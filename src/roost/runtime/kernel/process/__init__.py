@@ -73,6 +73,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "extensions": (ipython.extensions, ipython.set_extensions),
     "autoreload": (ipython.reloading, ipython.set_reloading),
     "aliases": (ipython.aliases, ipython.set_aliases),
+    "names of magics": (ipython.magic_aliases, ipython.set_magic_aliases),
     "settings of formatters": (settings.config, settings.set_config),
     "shell settings": (ipython.settings, ipython.set_settings),
     "parts of the shell": (settings.parts, settings.set_parts),
@@ -116,6 +117,7 @@ IN_CONTEXT: dict[str, Set] = {
     "decimal context": system.set_decimals,
     "numpy options": libraries.set_numpy_options,
     CONTEXT: set_context,
+    f"{PREFIX}numpy errcall": libraries.set_call,
 }
 """Pieces that live in context variables: to be set again from inside the next cell's context."""
 
@@ -127,6 +129,7 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "stream": hooks.place,
     "warnings": hooks.place,
     "loop": hooks.place_loop,
+    "numpy": lambda _name, value, base, shell: libraries.set_call(value, base, shell),
     "codec": patches.place_codec,
     "logger": logs.place,
     "contextvars": context.place,
@@ -169,6 +172,8 @@ def objects(base: common.Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
     for family in (modules, patches, hooks, logs, context):
         for name, value in family.objects(base):
             yield PREFIX + name, value
+    if (call := libraries.call()) is not None:
+        yield f"{PREFIX}numpy errcall", call
     for name, value in leftovers.objects(base, shell):
         yield PREFIX + name, value
     for name, value in ipython.objects(base, shell):
@@ -215,7 +220,7 @@ _COMPARED = frozenset(
         "logging", "temporary files",
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
         "sys.argv", "parts of the shell", "settings of formatters", "decimal templates", "csv",
-        "socket timeout", "polars options", "sklearn options", "sympy options",
+        "socket timeout", "polars options", "sklearn options", "sympy options", "names of magics",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

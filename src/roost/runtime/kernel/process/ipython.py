@@ -178,7 +178,8 @@ def set_settings(value: dict[str, Any], _base: Baseline, shell: Any) -> None:
             setattr(formatter, name, setting)
     if value["mode"] is not None:
         shell.InteractiveTB.set_mode(mode=value["mode"])
-        shell.SyntaxTB.set_mode(mode=value["mode"])
+        if hasattr(shell.SyntaxTB, "set_mode"):  # not in every version
+            shell.SyntaxTB.set_mode(mode=value["mode"])
     if value["flags"] is not None:
         shell.compile.flags = value["flags"]
     for name in value["hidden"]:
@@ -210,6 +211,30 @@ def set_aliases(
     for name in gone:
         with contextlib.suppress(ValueError):
             shell.alias_manager.undefine_alias(name)
+
+
+def magic_aliases(base: Baseline, shell: Any) -> Any:
+    """Other names of magics: ``%alias_magic``."""
+    kind: Any = getattr(sys.modules.get("IPython.core.magic"), "MagicAlias", None)
+    if kind is None:
+        return None
+    found = []
+    for of, table in shell.magics_manager.magics.items():
+        known = base.noted["ipython"]["magics"].get(of, {})
+        found += [
+            (name, one.magic_name, of, one.magic_params)
+            for name, one in table.items()
+            if type(one) is kind and known.get(name) is not one
+        ]
+    return sorted(found) or None
+
+
+def set_magic_aliases(
+    value: list[tuple[str, str, str, str | None]], _base: Baseline, shell: Any
+) -> None:
+    """Define them."""
+    for name, magic, kind, parameters in value:
+        shell.magics_manager.register_alias(name, magic, kind, parameters)
 
 
 def extensions(base: Baseline, shell: Any) -> Any:

@@ -67,7 +67,7 @@ def numpy_options(_base: Baseline, _shell: Any) -> Any:
     if numpy is None or "geterr" not in globals_of(numpy):
         return None
     options = {k: v for k, v in numpy.get_printoptions().items() if k != "override_repr"}
-    return {"print": options, "errors": numpy.geterr()}
+    return {"print": options, "errors": numpy.geterr(), "buffer": numpy.getbufsize()}
 
 
 def set_numpy_options(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
@@ -75,6 +75,21 @@ def set_numpy_options(value: dict[str, Any], _base: Baseline, _shell: Any) -> No
     numpy: Any = importlib.import_module("numpy")
     numpy.set_printoptions(**value["print"])
     numpy.seterr(**value["errors"])
+    if "buffer" in value:
+        numpy.setbufsize(value["buffer"])
+
+
+def call() -> Any:
+    """What numpy calls at a floating point error."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None or "geterrcall" not in globals_of(numpy):
+        return None
+    return numpy.geterrcall()
+
+
+def set_call(value: Any, _base: Baseline, _shell: Any) -> None:
+    """Have it call this."""
+    importlib.import_module("numpy").seterrcall(value)
 
 
 def pandas_options(base: Baseline, _shell: Any) -> Any:

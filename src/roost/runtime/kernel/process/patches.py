@@ -117,7 +117,11 @@ class Patches:
                 continue
             self._versions[id(inside)] = version
             for name, value in list(inside.items()):
-                ours = foreign(value) or (bool(path) and (_wraps(value) or _lent(value, module)))
+                ours = (
+                    foreign(value)
+                    or _mocked(value, module)
+                    or (bool(path) and (_wraps(value) or _lent(value, module)))
+                )
                 if ours and type(name) is str and not _skipped(module, name):
                     self.targets.setdefault((module, f"{path}.{name}" if path else name), False)
 
@@ -193,6 +197,14 @@ def _open(value: Any) -> bool:
 def _holds(value: Any) -> bool:
     """Whether it is a container, or an instance that is there to hold something."""
     return _container(value) is not None or (not callable(value) and _open(value))
+
+
+def _mocked(value: Any, module: str) -> bool:
+    """Whether ``unittest.mock`` stands in here for what a library has."""
+    return module_of(type(value)) == _MOCKS != module and not is_class(value)
+
+
+_MOCKS = "unittest.mock"
 
 
 def _lent(value: Any, module: str) -> bool:
@@ -397,6 +409,10 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
         inside, name = _holder(module, path)
         if inside is not None and name in inside and not _original(inside[name], module, path):
             yield f"attribute {module}:{path}", inside[name]
+    mocks: Any = sys.modules.get(_MOCKS)
+    if mocks is not None and "_patch" in globals_of(mocks) and mocks._patch._active_patches:
+        # Without it a patch that was started could not be stopped.
+        yield f"attribute {_MOCKS}:_patch._active_patches", mocks._patch._active_patches
     for (module, path), kind in patches.registries.items():
         found = [ref() for ref in _abc._get_dump(kind)[0]]
         if own := [other for other in found if other is not None and foreign(other)]:
