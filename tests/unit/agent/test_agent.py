@@ -246,6 +246,52 @@ async def test_only_missing_chunks_travel(host: Host) -> None:
         assert (second.number, second.epoch) == (2, 1)
 
 
+async def test_chunks_come_ahead_and_old_ones_go(host: Host, short: Path) -> None:
+    (short / "b").mkdir()
+    target = Host(short / "b", host.blobs)
+    async with host.agent() as one, target.agent() as other:
+        await start(one, order())
+        keeper = host.driver.of("s-1")
+        keeper.variables = {"a": b"a" * 50_000, "b": b"b" * 50_000}
+        first = await capture(one)
+        await do(other, wire.Prefetch(session_id="s-1", checkpoint=first.digest))
+        chunks = Path(target.folder, "captures", "s-1", "chunks")
+        before = {path.name for path in chunks.iterdir()}
+        assert sum(path.stat().st_size for path in chunks.iterdir()) >= 100_000
+        keeper.variables["b"] = b"c" * 1_000
+        second = await capture(one)
+        with pytest.raises(Gone):
+            await do(other, wire.Prefetch(session_id="s-1", checkpoint="0" * 64))
+        await do(other, wire.Prefetch(session_id="s-1", checkpoint=second.digest))
+        assert {path.name for path in chunks.iterdir()} != before
+        assert sum(path.stat().st_size for path in chunks.iterdir()) < 100_000
+        await do(one, wire.Fence(session_id="s-1"), 1)
+        up = await start(other, order(2, second.digest))
+        assert up.bytes_fetched < 5_000
+        assert target.driver.of("s-1").variables == keeper.variables
+        # The session is here now: nothing is taken from under it.
+        await do(other, wire.Prefetch(session_id="s-1", checkpoint=first.digest))
+        assert sum(path.stat().st_size for path in chunks.iterdir()) < 100_000
+    await target.end()
+
+
+async def test_a_restore_takes_the_place_of_what_comes_ahead(host: Host, short: Path) -> None:
+    (short / "b").mkdir()
+    target = Host(short / "b", host.blobs)
+    async with host.agent() as one, target.agent() as other:
+        await start(one, order())
+        host.driver.of("s-1").variables = {f"v{i}": bytes([i]) * 9_000 for i in range(40)}
+        made = await capture(one)
+        ahead = asyncio.create_task(
+            do(other, wire.Prefetch(session_id="s-1", checkpoint=made.digest))
+        )
+        await asyncio.sleep(0)
+        await start(other, order(2, made.digest))
+        assert len(target.driver.of("s-1").variables) == 40
+        await asyncio.gather(ahead, return_exceptions=True)
+    await target.end()
+
+
 async def test_background_captures_are_coalesced_and_told(host: Host) -> None:
     async with host.agent() as agent:
         await start(agent, order())

@@ -161,6 +161,20 @@ def test_the_kernel_is_frozen_only_when_the_target_is_ready_or_time_is_short() -
     assert isinstance(plan(moving(), active=noticed, standby=cold, now_s=late)[0], planning.Freeze)
 
 
+def test_a_move_waits_for_the_chunks_it_knew_of_and_no_longer() -> None:
+    noticed = view("c-1", "aws", notice=NOTICE, tasks=(KERNEL,))
+    asked = planning.Prefetch(host_id="i-c-2", checkpoint="d")
+    assert plan(session(checkpoint=CHECKPOINT)) == [asked]
+    assert plan(session(checkpoint=CHECKPOINT), fetched="c", fetched_s=NOW - 9) == [asked]
+    assert plan(session(checkpoint=CHECKPOINT), fetched="d", fetched_s=NOW - 9) == []
+    move = msgspec.structs.replace(moving(), checkpoint=CHECKPOINT)
+    assert plan(move, active=noticed, fetched="c", fetched_s=NOW - 9) == [asked]
+    for there in ({"fetched": "d"}, {"fetched": "c", "fetched_s": NOW + 1}, {"fetched_s": NOW + 1}):
+        assert isinstance(plan(move, active=noticed, **there)[0], planning.Freeze)
+    late = NOW + 120 - planning.FREEZE_MARGIN_S + 1
+    assert isinstance(plan(move, active=noticed, now_s=late)[0], planning.Freeze)
+
+
 def test_a_running_cell_may_finish_while_there_is_time() -> None:
     busy = view("c-1", "aws", notice=NOTICE, tasks=(BUSY,))
     assert plan(moving(), active=busy) == []
