@@ -62,7 +62,8 @@ def assumed(
         every.append(levels)
     grown = f", {growth:+.0%} a month" if growth else ""
     base_words = f", {always} of them always" if always else ""
-    words = f"{instances} instances, {hours_a_day:g} h a day, {days_a_week:g} days a week"
+    wanted = "1 instance" if instances == 1 else f"{instances} instances"
+    words = f"{wanted}, {hours_a_day:g} h a day, {days_a_week:g} days a week"
     return Demand(months=tuple(every), described=f"{words}{base_words}{grown}, {months} months")
 
 

@@ -280,6 +280,8 @@ def _bought(part: Part, mix: Mix) -> str:
     if part.starts:
         machines = "machine" if part.instances == 1 else "machines"
         return f"{option_words(part.option)} for {part.instances} {machines}"
+    if len(mix.parts) == 1:
+        return f"{option_words(part.option)} only"
     return f"{option_words(part.option)} for {of_all:.0%} of the hours"
 
 

@@ -182,7 +182,8 @@ def _tariff(name: str, rows: pl.DataFrame, price: float, own: pl.DataFrame) -> T
         best = row["value"] if row["metric"] == BEST_CASE else None
         said = {
             BEST_CASE: f"only a best case is published: up to {row['value']:g} % off",
-            "usd_per_host_hour": f"${row['value']:g} a host hour, but not how many fit on a host",
+            "premium_pct_of_node_vcpu_mem": f"only a premium of {row['value']:g} % on a node's vCPU and"
+            " memory is published, not how many fit on a node",
         }.get(row["metric"], f"only {row['metric']} = {row['value']:g} is published")
         return Unpriced(option=name, why=said, best_case_discount_pct=best, source=row["source"])
     row = ratios.row(0, named=True)
@@ -225,4 +226,16 @@ def _missing(
             else (f"no price for the {family} family")
         )
         found.append(Unpriced(option=name, why=why))
+    hosts = options.filter(
+        pl.col("provider") == provider, pl.col("metric") == "usd_per_host_hour"
+    ).sort("value")
+    if hosts.height:
+        low, high = hosts["value"].to_list()[0], hosts["value"].to_list()[-1]
+        why = (
+            f"{hosts.height} kinds of host cost ${low:.2f} to ${high:.2f} an hour; "
+            "how many machines fit on one is not in the data"
+        )
+        found.append(
+            Unpriced(option="dedicated_host", why=why, source=hosts["source"].to_list()[0])
+        )
     return found
