@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+from blake3 import blake3
 
 from roost.market.history import History, Stored
 from roost.ports.errors import Invalid, Retry, RoostError
@@ -65,10 +66,14 @@ class Kept(msgspec.Struct):
 
 
 class Cursors:
-    """Where each source is, one small file each, replaced in one step."""
+    """Where each source is, one small file each, replaced in one step.
 
-    def __init__(self, folder: Path) -> None:
+    ``scope`` says what the sources are narrowed to: another scope is another place to go on from.
+    """
+
+    def __init__(self, folder: Path, scope: str = "") -> None:
         self._folder = folder
+        self._mark = f"-{blake3(scope.encode()).hexdigest()[:12]}" if scope else ""
 
     def get(self, source: str) -> Kept:
         """What is kept; nothing when it was never read or its file is damaged (then it starts anew)."""
@@ -89,7 +94,7 @@ class Cursors:
             raise Retry(f"{path} cannot be written: {error.strerror}", after_s=60.0) from error
 
     def _path(self, source: str) -> Path:
-        return self._folder / f"{re.sub(r'[^a-z0-9-]', '_', source)}.json"
+        return self._folder / f"{re.sub(r'[^a-z0-9-]', '_', source)}{self._mark}.json"
 
 
 class Collector:
@@ -102,9 +107,10 @@ class Collector:
         now: Callable[[], float],
         sleep: Sleep = asyncio.sleep,
         random: Random | None = None,
+        scope: str = "",
     ) -> None:
         self._history = history
-        self._cursors = Cursors(history.root / "cursors")
+        self._cursors = Cursors(history.root / "cursors", scope)
         self._now = now
         self._sleep = sleep
         self._random = random or Random()

@@ -115,6 +115,8 @@ async def test_after_an_error_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert first.new == 1 and first.error and first.pages == 1
     second = await _collector(tmp_path, Time()).collect(source)
     assert source.asked == ["", "1", "1", "2"] and second.new == 2
+    other = Collector(History(tmp_path), now=Time(), scope="us-east-1 only")
+    assert (await other.collect(source)).known == 3 and source.asked[4] == "", "a read of its own"
     damaged = tmp_path / "cursors" / "one.json"
     damaged.write_text("{")
     third = await _collector(tmp_path, Time()).collect(source)

@@ -125,14 +125,14 @@ def update(
         wanted = _wanted(region, machine_type, days, since, until, every, capacity)
         folder = history or program.folder()
         opened, refused = _open(program, source, wanted, folder, accept_licence or [])
-        outcomes = _run(_update(opened, History(folder), quiet=as_json))
+        outcomes = _run(_update(opened, History(folder), _scope(wanted), quiet=as_json))
     _finish(refused + outcomes, folder, as_json)
 
 
 async def _update(
-    sources: Sequence[PriceSource], history: History, *, quiet: bool
+    sources: Sequence[PriceSource], history: History, scope: str, *, quiet: bool
 ) -> list[Outcome]:
-    collector = Collector(history, now=time.time, random=random.Random())
+    collector = Collector(history, now=time.time, random=random.Random(), scope=scope)
     with _lines(quiet) as say:
         try:
             return await asyncio.gather(
@@ -171,15 +171,16 @@ def record(
         if not as_json:
             names = ", ".join(s.name for s in opened)
             err.print(f"[dim]records {names} into {folder}[/]", highlight=False)
-        outcomes = _run(_record(opened, History(folder), once=once, as_json=as_json))
+        scope = _scope(wanted)
+        outcomes = _run(_record(opened, History(folder), scope, once=once, as_json=as_json))
     if not all(outcome.ok for outcome in refused + outcomes):
         raise typer.Exit(1)
 
 
 async def _record(
-    sources: Sequence[PriceSource], history: History, *, once: bool, as_json: bool
+    sources: Sequence[PriceSource], history: History, scope: str, *, once: bool, as_json: bool
 ) -> list[Outcome]:
-    collector = Collector(history, now=time.time, random=random.Random())
+    collector = Collector(history, now=time.time, random=random.Random(), scope=scope)
     work = asyncio.ensure_future(
         collector.record(sources, once=once, tell=lambda outcome: _tell(outcome, as_json))
     )
@@ -272,6 +273,11 @@ def _wanted(
         every_s=every_min * 60.0,
         capacity=capacity,
     )
+
+
+def _scope(wanted: Wanted) -> str:
+    """What the sources are narrowed to, as a text; empty = nothing."""
+    return "" if wanted == Wanted() else msgspec.json.encode(wanted).decode()
 
 
 def _names(given: list[str] | None) -> tuple[str, ...]:
