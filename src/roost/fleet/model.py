@@ -125,6 +125,8 @@ class RankedOffer(msgspec.Struct, frozen=True, kw_only=True):
 
     offer: Offer
     reason: str
+    usd_useful_hour: float = 0.0
+    """Its rate; 0 where whoever ranked did not say."""
 
 
 Rank = Callable[[Ask], Awaitable[Sequence[RankedOffer]]]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from roost.fleet.model import Claim, ClaimState, Instance, InstanceState, Pool, RankedOffer, Spread
+from roost.market import decision
 from roost.market.refusals import Refusal, avoid_s, classify
 from roost.ports.values import Ask, NoticeKind, Offer, PurchaseOption
 
@@ -128,8 +129,23 @@ def avoidance(instance: Instance, now_s: float) -> Pool | None:
     return Pool(id=offer.key, avoid_until_s=until_s, reason=str(refusal))
 
 
-def first(ranked: Sequence[RankedOffer]) -> tuple[Offer, str]:
-    """The winner and why, with how many it beat."""
-    best = ranked[0]
-    others = len(ranked) - 1
-    return best.offer, f"{best.reason} (best of {others + 1})"
+def first(ranked: Sequence[RankedOffer], away_from: Sequence[Offer] = ()) -> tuple[Offer, str]:
+    """The winner and why, with how many it beat.
+
+    Zones of a region share much of their fate: away from the region of the offer left last
+    (``away_from``), unless the best there is clearly better.
+    """
+    lost = place_of(away_from[-1]) if away_from else ""
+    rates = {number: entry.usd_useful_hour for number, entry in enumerate(ranked)}
+    regions = {number: place_of(entry.offer) for number, entry in enumerate(ranked)}
+    winner = decision.best_place(rates, regions, lost) or 0
+    best = ranked[winner]
+    why = f"{best.reason} (best of {len(ranked)})"
+    if winner:
+        why = f"{best.reason} (away from {lost}; number {winner + 1} of {len(ranked)})"
+    return best.offer, why
+
+
+def place_of(offer: Offer) -> str:
+    """The region of an offer, e.g. ``aws/us-east-1``."""
+    return f"{offer.provider}/{offer.region}"

@@ -152,7 +152,10 @@ class Control:
     async def rank(self, ask: Ask) -> list[RankedOffer]:
         """Offers for an ask, best first; in a thread, because it looks at 150,000 offers."""
         ranked = await asyncio.to_thread(self.market.rank, ask, RANKED)
-        return [RankedOffer(offer=r.offer, reason=r.reason) for r in ranked]
+        return [
+            RankedOffer(offer=r.offer, reason=r.reason, usd_useful_hour=r.usd_useful_hour)
+            for r in ranked
+        ]
 
     async def check_ask(self, ask: Ask) -> None:
         """``Invalid`` naming the constraint that leaves nothing."""

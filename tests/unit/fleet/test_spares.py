@@ -1,9 +1,12 @@
-"""Spares stand by while risk is high."""
+"""Spares stand by while risk is high; after a loss another region is preferred."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roost.fleet.model import RankedOffer
+from roost.fleet.plan import first
 from roost.fleet.spares import CALM, RISK, spares
+from roost.ports.values import Offer, PurchaseOption, Resources
 
 risks = st.lists(st.floats(0, 1), max_size=8)
 
@@ -27,3 +30,28 @@ def test_more_risk_never_means_fewer_spares(found: list[float], standing: int, m
     assert 0 <= few <= most
     assert few <= spares([*found, 0.5], standing, most=most)
     assert few <= spares(found, most, most=most)
+
+
+def ranked(region: str, usd: float) -> RankedOffer:
+    offer = Offer(
+        provider="aws",
+        region=region,
+        zone=f"{region}a",
+        instance_type="m5.large",
+        purchase_option=PurchaseOption.SPOT,
+        price_usd_hour=usd,
+        on_demand_usd_hour=1.0,
+        resources=Resources(vcpus=2, memory_gib=8),
+    )
+    return RankedOffer(offer=offer, reason="as ranked", usd_useful_hour=usd)
+
+
+def test_after_a_loss_another_region_unless_the_same_is_clearly_better() -> None:
+    lost = ranked("us-east-1", 0.1).offer
+    close = [ranked("us-east-1", 0.100), ranked("us-west-2", 0.101)]
+    assert first(close)[0].region == "us-east-1"
+    offer, why = first(close, [lost])
+    assert offer.region == "us-west-2"
+    assert "away from aws/us-east-1" in why
+    far = [ranked("us-east-1", 0.100), ranked("us-west-2", 0.150)]
+    assert first(far, [lost])[0].region == "us-east-1"
