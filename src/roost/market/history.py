@@ -153,7 +153,7 @@ class History:
         buffer = BytesIO()
         rows.write_parquet(buffer, compression="zstd", statistics=True)
         content = buffer.getvalue()
-        path = folder / f"{blake3(content).hexdigest()[:24]}.parquet"
+        path = folder / f"{_digest(content)}.parquet"
         part = path.with_suffix(".part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -380,12 +380,18 @@ class History:
     def _load(self, kind: str, path: Path) -> pl.DataFrame | None:
         schema = schema_of(kind)
         try:
-            frame = pl.read_parquet(path)
+            content = path.read_bytes()
         except FileNotFoundError:
             return None  # a compaction took it between the listing and the reading
-        except Exception as error:
-            self.problems.append(Problem(str(path), f"not readable: {str(error).splitlines()[0]}"))
+        except OSError as error:
+            self.problems.append(Problem(str(path), f"not readable: {error.strerror}"))
             return None
+        # Damaged Parquet may end the whole process inside the reader, so it never gets there.
+        if path.stem != _digest(content):
+            why = "empty" if not content else "damaged: its content is not what was written"
+            self.problems.append(Problem(str(path), why))
+            return None
+        frame = pl.read_parquet(content)
         if dict(frame.schema) != schema:
             strange = sorted(set(frame.columns) ^ set(schema)) or ["types"]
             self.problems.append(Problem(str(path), f"other columns: {', '.join(strange)}"))
@@ -453,6 +459,11 @@ def _once(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
     if each.select(pl.struct(key).n_unique()).item() == each.height:
         return each
     return each.sort(each.columns, nulls_last=False).unique(key, keep="last", maintain_order=True)
+
+
+def _digest(content: bytes) -> str:
+    """The name of a file with this content."""
+    return blake3(content).hexdigest()[:24]
 
 
 def _parquets(folder: Path) -> list[Path]:

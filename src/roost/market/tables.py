@@ -4,6 +4,7 @@ It only makes a table of what is there; what the columns mean is another module'
 """
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _head(path: Path) -> bytes:
 def _parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
-    except Exception as error:
+    except (Exception, pl.exceptions.PanicException) as error:
         said = str(error).splitlines()[0]
         raise Invalid(f"{path} is a damaged Parquet file: {said}", hint="fetch it again") from error
 
@@ -115,7 +116,7 @@ def _documents(text: str) -> list[str]:
     if all(line.strip()[:1] in ("{", "") and line.strip()[-1:] in ("}", "") for line in lines):
         return [line for line in lines if line.strip()]
     starts = [i for i, line in enumerate(lines) if line.startswith(("{", "["))] + [len(lines)]
-    return ["".join(lines[a:b]).strip() for a, b in zip(starts, starts[1:], strict=False) if b > a]
+    return ["".join(lines[a:b]).strip() for a, b in pairwise(starts) if b > a]
 
 
 def _rows(path: Path, rows: list[Any]) -> pl.DataFrame:
