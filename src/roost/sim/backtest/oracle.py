@@ -17,6 +17,9 @@ from roost.sim.backtest.session import Timing
 PARTS = 2
 """Parts of a tick that work is counted in for the batch job."""
 
+COARSE_S = 190.0
+"""Steps of the oracle of jobs where ticks are much shorter."""
+
 Floats = NDArray[np.float64]
 
 
@@ -56,9 +59,11 @@ def job_cost(pools: Pools, task: Task, first: int) -> float:
     """The least cost of a job, in on-demand seconds; ``inf`` when even on demand cannot make it.
 
     State: the tick, the place, the work left in parts of a tick, rounded down; so is what a restart
-    takes.
+    takes. Ticks much shorter than ``COARSE_S`` are taken together, a pool counting as up when it was
+    at any time: then the bound holds to within such a step a launch.
     """
-    gap_s = pools.gap_s
+    together = max(1, round(COARSE_S / pools.gap_s)) if pools.gap_s < COARSE_S / 2 else 1
+    gap_s = pools.gap_s * together
     part_s = gap_s / PARTS
     parts = int(task.work_s // part_s)
     ticks = int(task.deadline_s // gap_s)
@@ -69,18 +74,15 @@ def job_cost(pools: Pools, task: Task, first: int) -> float:
     ends = np.where(left == 0, 0.0, inf)
     running = [np.tile(ends, (zones + 1, 1))]
     idle = ends
-    price = np.append(np.array(pools.price[first : first + ticks]), np.ones((ticks, 1)), axis=1)
-    until = np.append(
-        np.array(pools.down_at[first : first + ticks]), np.full((ticks, 1), 1 << 40), axis=1
-    )
+    price, until = _window(pools, first, ticks, together)
     for t in range(ticks - 1, -1, -1):
         asked = price[t][:, None]
         now = np.empty((zones + 1, parts + 1))
         now[:, PARTS:] = asked * gap_s + running[-1][:, : parts + 1 - PARTS]
         now[:, :PARTS] = asked * part_s * left[:PARTS]
-        now[until[t] <= first + t] = inf
+        now[until[t] <= t] = inf
         best = idle.copy()
-        lasts = until[t] >= first + t + restart
+        lasts = until[t] >= t + restart
         if t + restart <= ticks and restart:
             spent = asked[lasts] * restart * gap_s
             ahead = (spent + running[-restart][lasts]).min(axis=0)
@@ -92,3 +94,19 @@ def job_cost(pools: Pools, task: Task, first: int) -> float:
         running = [*running[-max(restart, 1) :], np.minimum(now, best)]
         idle = best
     return float(idle[parts])
+
+
+def _window(pools: Pools, first: int, ticks: int, together: int) -> tuple[Floats, Floats]:
+    """[ticks, Z + 1] price, and the tick each place is next down (counted from ``first``); the last is
+    on-demand."""
+    last = first + ticks * together
+    shape = (ticks, together, len(pools.zones))
+    up = np.asarray(pools.shown[first:last].reshape(shape).any(axis=1))
+    price = np.array(pools.price[first:last]).reshape(shape).min(axis=1)
+    until = np.empty_like(price)
+    following = np.full(shape[2], inf)
+    for tick in range(ticks - 1, -1, -1):
+        following = np.where(up[tick], following, tick)
+        until[tick] = following
+    on_demand = np.ones((ticks, 1))
+    return np.append(price, on_demand, axis=1), np.append(until, on_demand * inf, axis=1)
