@@ -39,6 +39,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     """By offer key; an offer that is missing stands as shipped."""
     problems: tuple[Problem, ...] = ()
     """Files of the history that could not be read."""
+    unplaced: tuple[str, ...] = ()
+    """Pools of newer spot prices that the catalogue does not know: an account's name of a zone, a new type."""
 
     @property
     def newest_s(self) -> float | None:
@@ -62,7 +64,8 @@ def newest(catalogue: Catalogue, history: History | None, as_of: float) -> Live:
     if not (prices.height or bands.height or rates.height or looks.height):
         return Live(catalogue=catalogue, problems=tuple(problems))
     columns, place = catalogue.columns, _Place(catalogue)
-    price, told_price = _prices(place.spot(prices.filter(pl.col("option") == "spot")))
+    spot = prices.filter(pl.col("option") == "spot")
+    price, told_price = _prices(place.spot(spot))
     listed, told_listed = _prices(place.on_demand(prices.filter(pl.col("option") == "on_demand")))
     hazards, shipped, told_band = _bands(place, bands, catalogue.prior)
     more, told_rate = _rates(place, rates, catalogue.prior)
@@ -79,6 +82,7 @@ def newest(catalogue: Catalogue, history: History | None, as_of: float) -> Live:
         catalogue=catalogue.with_columns(newer),
         told={key: tuple(facts) for key, facts in told.items()},
         problems=tuple(problems),
+        unplaced=place.unknown(spot),
     )
 
 
@@ -110,6 +114,13 @@ class _Place:
         region = wide.join(offers, on=("provider", "region", "type"), how="inner")
         rest = region.join(exact, on="row", how="anti")
         return pl.concat([exact, rest.select(exact.columns)])
+
+    def unknown(self, facts: pl.DataFrame) -> tuple[str, ...]:
+        """The pools of facts that speak of no offer, in order."""
+        offered = self._frame.with_columns(zone=pl.lit(""))
+        known = pl.concat([self._frame.select(POOL), offered.select(POOL)])
+        strange = self._newer(facts).join(known, on=POOL, how="anti").select(POOL).unique()
+        return tuple("/".join((c, z or r, t)) for c, r, z, t in strange.sort(POOL).rows())
 
     def on_demand(self, facts: pl.DataFrame) -> pl.DataFrame:
         """The facts with the ``row`` of each offer of their region: spot is compared with them too."""

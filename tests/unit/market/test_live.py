@@ -45,6 +45,7 @@ def test_a_newer_price_counts_for_its_pool_and_an_older_one_does_not(tmp_path, c
         OfferPrice(**price, zone="apne2-az1", usd_hour=0.04, observed_at=NOW - 3600),
         OfferPrice(**price, zone="apne2-az2", usd_hour=0.01, observed_at=OLD),
         OfferPrice(**price, zone="apne2-az3", usd_hour=None, observed_at=NOW),
+        OfferPrice(**price, zone="ap-northeast-2a", usd_hour=0.02, observed_at=NOW),
     )
     newer = newest(catalogue, history, NOW)
     assert newer.catalogue.resolve(KEY).price_usd_hour == 0.04
@@ -59,6 +60,7 @@ def test_a_newer_price_counts_for_its_pool_and_an_older_one_does_not(tmp_path, c
     fact = newer.told[KEY][0]
     assert (fact.what, fact.source, fact.observed_at) == ("price", "aws-spot-prices", NOW - 3600)
     assert newer.newest_s == NOW
+    assert newer.unplaced == ("aws/ap-northeast-2a/m5.xlarge",)
     assert catalogue.resolve(KEY).price_usd_hour != 0.04, "the shipped one stays as it is"
 
 

@@ -159,6 +159,11 @@ def market_of(ctx: typer.Context, history: Path | None, waiting: float | None) -
     found = newest(Catalogue.load(), History(folder), time.time())
     for problem in found.problems[:3]:
         err.print(f"[yellow]skipped {problem.path}: {problem.why}[/]", highlight=False)
+    if found.unplaced:
+        shown = (
+            f"{len(found.unplaced):,} pools the catalogue does not know ({found.unplaced[0]} ...)"
+        )
+        err.print(f"[dim]the history has newer prices of {shown}: left out[/]", highlight=False)
     return Market(found.catalogue, waiting, found)
 
 
