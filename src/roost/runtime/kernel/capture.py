@@ -13,7 +13,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from json import dumps
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from roost.runtime.kernel import cells, checks, frames, process, recipes, tasks
 from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
 from roost.runtime.kernel.homing import AtHome, at_home
-from roost.runtime.kernel.kinds import Refusal, advice_for
+from roost.runtime.kernel.kinds import Handler, Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.orders import with_orders
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
@@ -36,6 +36,8 @@ BATCH_S = 0.005
 """Small groups are pickled together for so long before the main thread may do something else."""
 UNDERSCORES = ("_", "__", "___")
 _HISTORY = re.compile(r"_i+|_i\d+|_ih|_oh|_dh|In|Out")
+_ODD = frozenset({"_", "I", "O"})
+"""First letters of names that may be the shell's own."""
 _NUMBERED = re.compile(r"_(\d+)")
 _CONTAINERS = frozenset(id(kind) for kind in (list, dict, tuple, set, frozenset))
 
@@ -135,6 +137,8 @@ class Collector:
         self._streams: dict[int, str] = {}
         self._recipes = recipes.Log()
         self._blocks = cells.Blocks()
+        self._reducers: tuple[dict[type, Any], dict[int, Handler]] = ({}, {})
+        """Of the last look."""
         self._before: _Process | None = None
         self._objects: list[tuple[str, Any]] | None = None
         """What the look under way found of the process that holds objects."""
@@ -190,7 +194,7 @@ class Collector:
         """
         until = None if limit_s is None else time.perf_counter() + limit_s
         # Inside a cell the counter may have been raised already (IPython 9.8): the log knows better.
-        following = max((cell.count for cell in log), default=0) + 1
+        following = next((cell.count for cell in reversed(log) if cell.count), 0) + 1
         made = Snapshot(execution_count=min(int(self._shell.execution_count), following))
         before = self._calm_before(touched) if calm and given is None else None
         if given is None:
@@ -205,7 +209,7 @@ class Collector:
         for record in self.records.values():
             if all(name in names.rest and name not in reaches for name in record.names):
                 made.kept.append(record)
-        around = self._around(forked=given is not None)
+        around = self._around(forked=given is not None, calm=before is not None)
         if names.atoms:
             with quiet():
                 self._store(tuple(sorted(names.atoms)), names.atoms, {}, made, around)
@@ -272,16 +276,15 @@ class Collector:
         hook = self._shell.displayhook
         shown = {name: getattr(hook, name, "") for name in UNDERSCORES}
         for name, value in list(space.items()):
-            if type(name) is not str or _HISTORY.fullmatch(name):
+            if type(name) is not str or (name[:1] in _ODD and _HISTORY.fullmatch(name)):
                 continue
             if name in self._hidden and self._hidden[name] is value:
                 continue
-            number = _NUMBERED.fullmatch(name)
+            number = _NUMBERED.fullmatch(name) if name[:1] == "_" else None
             if number and results.get(int(number[1]), None) is value:
                 continue
-            if name in shown and shown[name] is value:
-                continue
-            yield name, value
+            if name not in shown or shown[name] is not value:
+                yield name, value
         for key, value in list(results.items()):
             yield f"Out[{key}]", value
         for name, value in shown.items():
@@ -419,15 +422,20 @@ class Collector:
 
         return frames.culprit(value, fails)
 
-    def _around(self, *, forked: bool = False) -> Surroundings:
-        return Surroundings(
+    def _around(self, *, forked: bool = False, calm: bool = False) -> Surroundings:
+        table, bases = self._reducers if calm else ({}, {})
+        around = Surroundings(
             forked=forked,
             root=self._base.root,
             namespace=self._shell.user_ns,
             singletons=self._singletons,
             shell=self._shell,
             streams=self._streams,
+            table=table,
+            bases=bases,
         )
+        self._reducers = around.table, around.bases
+        return around
 
     # --- what could not be pickled ---------------------------------------------------------------
 
@@ -572,14 +580,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         sys.stdout, sys.stderr = out, err
-
-
-def names_touched(sources: Iterable[str]) -> set[str] | None:
-    """Names that these cells can have touched; None: any."""
-    found: set[str] = set()
-    for source in sources:
-        names = cells.names_of(source)
-        if names is None:
-            return None
-        found |= names
-    return found

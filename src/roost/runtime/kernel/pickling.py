@@ -107,6 +107,8 @@ class Surroundings:
     """This is a forked child: plain data only."""
 
     def __post_init__(self) -> None:
+        if self.table:
+            return
         # The C pickler looks reducers up in a plain dict much faster than in cloudpickle's ChainMap.
         self.table = {**_copyreg(), **cloud.Pickler._dispatch_table}
         self.bases = {
