@@ -380,7 +380,7 @@ def _show(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _told(outcome: Outcome) -> Text:
-    said = Text()
+    said = Text("ok", style="green") if outcome.ok else Text()
     if outcome.error:
         said.append(f"failed: {outcome.error}", style="red")
         if outcome.hint:
@@ -389,7 +389,7 @@ def _told(outcome: Outcome) -> Text:
         said.append(f"{chr(10) if said else ''}failed: {part}", style="yellow")
     for why, count in outcome.skipped.items():
         said.append(f"{chr(10) if said else ''}left out {count:,}: {why}", style="dim")
-    return said or Text("ok", style="green")
+    return said
 
 
 def _tell(outcome: Outcome, as_json: bool) -> None:
