@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,8 @@ from roost.market.forecast.report import evaluate as judge
 from roost.market.traces import present
 from roost.ports.errors import Invalid
 
+WIDE = 150
+"""From this many columns on intervals fit into the table."""
 TRAINER = "roost.market.forecast.train"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 MODES = (
@@ -83,7 +86,7 @@ def evaluate(
 ) -> None:
     """Judge the model on recordings, against constant hazard, Kaplan-Meier, persistence and an LSTM.
 
-    Three ways: as shipped; fitted again to what came before (rolling origin); fitted again to the other zones.
+    Three ways: as shipped; fitted again to what came before; fitted again to the other zones.
     Intervals hold 95 % of block bootstrap draws.
     """
     with errors():
@@ -97,37 +100,41 @@ def evaluate(
 
 def show(console: Console, report: Report, full: bool) -> None:
     """Print a report: a table a recording and a line for what was missing."""
+    wide = console.width >= WIDE
     for name in report.missing:
         console.print(f"[dim]{name} is not there: what it would tell is left out[/]")
     for note in report.notes:
         console.print(f"[dim]{note}[/]")
     for score in report.traces:
-        console.print(_trace_table(score, full))
-    for title, scores in (("lifetimes of single machines", report.lifetimes),):
-        if scores:
-            console.print(_plain_table(title, scores))
+        console.print(_trace_table(score, full, wide))
+    if report.lifetimes:
+        console.print(_plain_table("lifetimes of single machines", report.lifetimes))
     if report.bands:
         console.print(_plain_table("worst band (above 20 % a month) of a region", report.bands))
+    if not wide:
+        console.print(f"[dim]intervals: --json, or a terminal of {WIDE} columns[/]")
     for path in report.charts:
         console.print(f"drew {path}")
 
 
-def _trace_table(score: TraceScores, full: bool) -> Table:
+def _trace_table(score: TraceScores, full: bool, wide: bool) -> Table:
     seen = f"; the shipped model has learnt from {score.share_trained_on:.0%} of it"
     title = f"{score.name}: {len(score.zones)} zones, {score.days:g} days"
     table = Table(title=title + seen * bool(score.share_trained_on), title_justify="left")
-    for name in ("judged", "lost within", "forecaster"):
-        table.add_column(name)
+    if not wide:
+        table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
+    for name in ("judged", "within", "forecaster"):
+        table.add_column(name, no_wrap=True)
     columns = COLUMNS if full else SHORT
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for mode, label in MODES:
         scores: Scores | None = getattr(score, mode)
         for horizon, by_who in (scores or {}).items():
             for who, measures in by_who.items():
                 if full or who == "model" or horizon in ("1h", "up_1h"):
-                    cells = [_cell(measures.get(name)) for name in columns]
-                    table.add_row(label, horizon.replace("up_1h", "(up in 1h)"), who, *cells)
+                    cells = [_cell(measures.get(name), wide) for name in columns]
+                    table.add_row(label, horizon.replace("up_1h", "1h: up"), who, *cells)
         table.add_section()
     return table
 
@@ -143,7 +150,9 @@ def _plain_table(title: str, scores: Mapping[str, Mapping[str, Mapping[str, Meas
     return table
 
 
-def _cell(measure: Measure | None) -> str:
+def _cell(measure: Measure | None, wide: bool = True) -> str:
     if measure is None or measure.value is None:
         return "-"
+    if not wide:
+        return f"{measure.value:.4f}"
     return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"

@@ -170,8 +170,12 @@ def lifetime_measures(
     stays = _censoring(hours, lost)
     times = np.linspace(0.25, until_h, 60)
     errors = np.zeros(len(hours))
+    ends = np.r_[0.0, edges_h]
+    curve = np.concatenate([np.ones((len(hours), 1)), survival], axis=1)
     for time in times:
-        after = np.array([np.interp(time, np.r_[0.0, edges_h], np.r_[1.0, s]) for s in survival])
+        right = int(np.searchsorted(ends, time))
+        share = (time - ends[right - 1]) / (ends[right] - ends[right - 1])
+        after = (1.0 - share) * curve[:, right - 1] + share * curve[:, right]
         dead = lost & (hours <= time)
         alive = hours > time
         weight = np.where(dead, 1.0 / stays(hours), np.where(alive, 1.0 / stays(time), 0.0))

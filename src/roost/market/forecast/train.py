@@ -44,6 +44,8 @@ COLD_DAYS = 4.0
 """Recordings are also read as if they began every so many days, so that young states are learnt from."""
 COLD_WEIGHT = 0.3
 RESAMPLES = 8
+FEW = 10
+"""Rows of a kind from which on there is something to learn."""
 DAY_H = 24.0
 LICENCE = "Apache-2.0; fitted numbers only, the recordings they were fitted to are not included"
 
@@ -144,6 +146,12 @@ def fit_sample(
     mean = (pooled.weight @ pooled.expanded) / total
     scale = np.sqrt((pooled.weight @ (pooled.expanded - mean) ** 2) / total) + 1e-6
     scaled = (pooled.expanded - mean) / scale
+    losses = sum(int((pooled.told[i] & pooled.lost[i]).sum()) for i in (0, 1))
+    if losses < FEW:
+        raise Invalid(
+            f"only {losses} of {len(pooled.weight)} rows saw a loss: too few to learn from",
+            hint="give longer recordings, or more of them",
+        )
     heads = []
     for i, hours in enumerate(HORIZONS_H):
         say(f"fitting losses up to {hours:.3g} h")
@@ -186,11 +194,8 @@ def _head(
     pooled: Sample, scaled: Floats, told: Bools, true: Bools, resamples: int, calibrate: bool
 ) -> Head:
     x, y, weight = scaled[told], true[told], pooled.weight[told]
-    if y.sum() < 10 or (~y).sum() < 10:
-        raise Invalid(
-            f"only {int(y.sum())} of {len(y)} rows saw the event: too few to learn from",
-            hint="give longer recordings, or more of them",
-        )
+    if y.sum() < FEW or (~y).sum() < FEW:
+        return _constant(int(y.sum()), int((~y).sum()), x.shape[1])
     full = _line(x, y, weight)
     zone = pooled.zone[told]
     slope, shift, pool_sd = 1.0, 0.0, 0.0
@@ -214,6 +219,20 @@ def _head(
         slope=round(slope, 5),
         shift=round(shift, 5),
         pool_sd=round(pool_sd, 4),
+    )
+
+
+def _constant(events: int, others: int, features: int) -> Head:
+    """Where nearly all or nearly nobody is lost, there is nothing to learn but that."""
+    intercept = round(float(np.log((events + 1.0) / (others + 1.0))), 6)
+    return Head(
+        linear=Linear(coefficients=[0.0] * features, intercept=intercept),
+        resampled=[],
+        trees=None,
+        trees_weight=0.0,
+        slope=1.0,
+        shift=0.0,
+        pool_sd=1.0,
     )
 
 
