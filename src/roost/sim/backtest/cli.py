@@ -165,23 +165,26 @@ def _table(trace: Trace, rows: Sequence[run.Result]) -> Table:
     zones = f"{len(trace.zones)} zones, {rows[0].days:.1f} days"
     table = Table(title=f"{trace.name}: {workload}, {zones}", box=box.SIMPLE_HEAD)
     table.add_column("policy")
-    for head in ("cost", "available", "reclaims/d", "down min/d", "J [80 %]", "above oracle"):
+    for head in ("cost", "available", "lost/d", "down min/d", "J", "±", "above oracle"):
         table.add_column(head, justify="right")
     if workload == "job":
         table.add_column("late", justify="right")
     for row in rows:
         between = row.intervals.get("j") or row.intervals.get("cost")
-        span = f" [{between.low:.3f}-{between.high:.3f}]" if between else ""
+        span = f"{(between.high - between.low) / 2:.4f}" if between else ""
         cells = [
             f"[bold]{row.policy}[/]" if row.policy == "roost" else row.policy,
             f"{row.cost:.3f}",
             f"{row.availability:.2%}" if workload == "session" else f"{row.availability:.4f}",
             f"{row.reclaims_per_day:.2f}",
             f"{row.down_min_per_day:.2f}" if workload != "job" else "-",
-            f"{row.j:.4f}{span}",
+            f"{row.j:.4f}",
+            span,
             f"{row.over_oracle_pct:.1f} %",
         ]
         table.add_row(*cells, *([f"{row.late}/{row.runs}"] if workload == "job" else []))
     what = "J or cost" if workload != "service" else "cost floor"
-    table.caption = f"oracle ({what}): {rows[0].oracle_j:.4f}; on demand = 1"
+    table.caption = (
+        f"oracle ({what}): {rows[0].oracle_j:.4f}; on demand = 1; ±: half of the 80 % interval"
+    )
     return table

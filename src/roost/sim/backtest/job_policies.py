@@ -10,12 +10,13 @@ uniform-progress  Uniform Progress (Wu et al., "Can't Be Late", NSDI 2024, secti
 roost             ``jobs/deadline.py``, pool by the money rule
 """
 
+from collections.abc import Sequence
+
 from roost.jobs.deadline import Standing, Where, decide
 from roost.market import decision
 from roost.sim.backtest.job import Progress
 from roost.sim.backtest.pools import ON_DEMAND
 from roost.sim.backtest.seen import HORIZONS_H, Seen
-from roost.sim.backtest.session_policies import Ewma
 
 
 class OnDemandJob:
@@ -43,16 +44,14 @@ class GreedyJob:
 class EwmaJob(GreedyJob):
     """Greedy, the pool by its availability."""
 
-    def __init__(self) -> None:
-        self._ewma = Ewma()
-
-    def where(self, seen: Seen, progress: Progress) -> int | None:
-        self._ewma.learn(seen)
-        return super().where(seen, progress)
+    def __init__(self, past: Sequence[Sequence[float]]) -> None:
+        """``past``: as ``session_policies.availability`` makes it."""
+        self._past = past
 
     def pick(self, seen: Seen) -> int | None:
-        place = self._ewma.place(seen)
-        return None if place == ON_DEMAND else place
+        share = self._past[seen.tick]
+        up = [z for z in range(len(seen.zones)) if seen.up[z]]
+        return max(up, key=lambda z: share[z], default=None)
 
 
 class UniformProgress(GreedyJob):

@@ -21,7 +21,7 @@ SESSION: Mapping[str, Callable[[Pools, Timing], SessionPolicy]] = {
     "on-demand": lambda pools, timing: session_policies.OnDemand(),
     "greedy": lambda pools, timing: session_policies.Greedy(),
     "round-robin": lambda pools, timing: session_policies.RoundRobin(),
-    "ewma": lambda pools, timing: session_policies.Ewma(),
+    "ewma": lambda pools, timing: session_policies.Ewma(session_policies.availability(pools)),
     "roost": lambda pools, timing: session_policies.Roost(timing),
     "oracle-placement": lambda pools, timing: session_policies.FarthestReclaim(pools),
 }
@@ -36,7 +36,7 @@ JOB: Mapping[str, Callable[[Pools, Timing], JobPolicy]] = {
     "on-demand": lambda pools, timing: job_policies.OnDemandJob(),
     "greedy": lambda pools, timing: job_policies.GreedyJob(),
     "uniform-progress": lambda pools, timing: job_policies.UniformProgress(),
-    "ewma": lambda pools, timing: job_policies.EwmaJob(),
+    "ewma": lambda pools, timing: job_policies.EwmaJob(session_policies.availability(pools)),
     "roost": lambda pools, timing: job_policies.RoostJob(),
 }
 POLICIES: Mapping[str, Mapping[str, object]] = {"session": SESSION, "service": SERVICE, "job": JOB}
@@ -287,10 +287,8 @@ def _jobs(market: Market, chosen: Setting, step: Callable[[str], None]) -> list[
     found = []
     for name in chosen.policies:
         step(name)
-        records = [
-            run_job(pools, JOB[name](pools, chosen.timing), task, first, market.forecasts)
-            for task, first in cases
-        ]
+        policy = JOB[name](pools, chosen.timing)  # none remembers a job once it is done
+        records = [run_job(pools, policy, task, first, market.forecasts) for task, first in cases]
         found.append(_job_result(pools, name, chosen, cases, records, np.array(best)))
     return found
 

@@ -71,28 +71,24 @@ class RoundRobin(Greedy):
 class Ewma(Greedy):
     """The highest availability so far, fading with ``EWMA_H``."""
 
-    def __init__(self) -> None:
-        self._share: list[float] = []
-        self._tick = -1
+    def __init__(self, past: Sequence[Sequence[float]]) -> None:
+        """``past``: as ``availability`` makes it."""
+        self._past = past
 
     def _order(self, seen: Seen) -> Sequence[int]:
-        self.learn(seen)
-        up = [z for z in range(len(seen.zones)) if seen.up[z]]
-        return sorted(up, key=lambda z: -self._share[z])
+        share = self._past[seen.tick]
+        return sorted((z for z in range(len(seen.zones)) if seen.up[z]), key=lambda z: -share[z])
 
-    def learn(self, seen: Seen) -> None:
-        """Fold the newest tick in, once."""
-        if seen.tick == self._tick:
-            return
-        self._tick = seen.tick
-        if not self._share:
-            self._share = [0.0] * len(seen.zones)
-        weight = min(1.0, seen.gap_s / 3600.0 / EWMA_H)
-        self._share = [s + weight * (u - s) for s, u in zip(self._share, seen.up, strict=True)]
 
-    def better(self, seen: Seen) -> int | None:
-        self.learn(seen)
-        return super().better(seen)
+def availability(pools: Pools) -> list[list[float]]:
+    """[T][Z] the share of time each pool was up, fading with ``EWMA_H``; row t is made of ticks 0 to t."""
+    weight = min(1.0, pools.gap_s / 3600.0 / EWMA_H)
+    share = [0.0] * len(pools.zones)
+    rows = []
+    for row in pools.up:
+        share = [s + weight * (u - s) for s, u in zip(share, row, strict=True)]
+        rows.append(share)
+    return rows
 
 
 class FarthestReclaim(Greedy):
