@@ -106,8 +106,8 @@ class FarthestReclaim(Greedy):
 class Roost:
     """The lowest rate; moves when that pays. Prices and costs in hours of the machine on demand."""
 
-    PLACE, MOVE = 1, 1
-    """Numbers of the horizons for placing and for moving (1 h)."""
+    PLACE, MOVE = 2, 1
+    """Numbers of the horizons: a place is taken for hours (6 h), a move must pay within one."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
