@@ -40,7 +40,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
     """Files of the history that could not be read."""
     unplaced: tuple[str, ...] = ()
-    """Pools of newer spot prices that the catalogue does not know: an account's name of a zone, a new type."""
+    """Pools of newer spot prices that the catalogue does not know: other names of zones, new types."""
 
     @property
     def newest_s(self) -> float | None:
