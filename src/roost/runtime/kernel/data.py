@@ -223,10 +223,24 @@ def is_ctypes(cls: type) -> bool:
     return any(base is _DATA for base in mro_of(cls)) and not importable_class(cls)
 
 
+def reduce_record(_pickler: Storing, value: Any) -> Any:
+    """A record of a structured array: a look at the array's own memory."""
+    numpy: Any = sys.modules["numpy"]
+    base = numpy.void.base.__get__(value)
+    if not isinstance(base, numpy.ndarray) or value.dtype.hasobject or not value.dtype.fields:
+        return NotImplemented
+    place = numpy.void.__array_interface__.__get__(value)["data"][0]
+    start = numpy.ndarray.__array_interface__.__get__(base)["data"][0]
+    if not 0 <= place - start < base.nbytes or not base.flags.c_contiguous:
+        return NotImplemented
+    return rebuild_data.record, (base, value.dtype, place - start)
+
+
 EXACT: dict[type, Handler] = {memoryview: reduce_memoryview}
 BASES: dict[type, Handler] = {_DATA: reduce_ctypes, ctypes.CDLL: reduce_library}
 LATE: dict[tuple[str, str], Handler] = {
     ("numpy", "flatiter"): reduce_flat,
+    ("numpy", "void"): reduce_record,
     ("pandas.io.parsers.readers", "TextFileReader"): reduce_text_reader,
     ("pyarrow", "Table"): reduce_arrow,
     ("pyarrow", "RecordBatch"): reduce_arrow,

@@ -61,7 +61,6 @@ BASES: dict[type, Handler] = {
     **archives.BASES,
     **concurrency.BASES,
     **data.BASES,
-    **values.BASES,
 }
 
 LATE: dict[tuple[str, str], Handler] = {

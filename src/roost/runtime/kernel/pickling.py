@@ -209,8 +209,8 @@ class _Storing:
         for base in mro:
             if (handler := self.around.bases.get(id(base))) is not None:
                 return handler
-        if any(base is cloud.Enum for base in mro) and not importable_class(kind):
-            return values.reduce_member
+        if foreign(kind) and (handler := values.own(mro)) is not None:
+            return handler
         if self._numpy is not None and any(base is self._numpy.ndarray for base in mro):
             return reduce_array
         return reduce_error if flags & EXCEPTION else self._own_way(kind)

@@ -106,6 +106,7 @@ class Walker:
         self._classes: dict[int, tuple[type, bool]] = {}
         numpy: Any = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
+        self._record: Any = getattr(numpy, "void", None)
         self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
 
     def reach(self, root: object, until: float | None = None) -> Reach:
@@ -163,7 +164,9 @@ class Walker:
             return [value.handlers, value.filters]  # its manager knows every other logger
         if id(kind) in self._opaque or self._singletons.where(value) is not None:
             return None
-        if self._array is not None and any(base is self._array for base in mro_of(kind)):
+        if self._array is not None and any(
+            base is self._array or base is self._record for base in mro_of(kind)
+        ):
             return self._elements(value)
         if is_module(value) or any(base is asyncio.AbstractEventLoop for base in mro_of(kind)):
             return None
@@ -199,7 +202,9 @@ class Walker:
         return below
 
     def _elements(self, array: Any) -> list[Any]:
-        """An array's base and, when it holds objects, these."""
+        """An array's base and, when it holds objects, these; the array that a record lies in."""
+        if not isinstance(array, self._array):
+            return [self._record.base.__get__(array)]
         below = gc.get_referents(array)
         below.append(array.base)
         base = array.base

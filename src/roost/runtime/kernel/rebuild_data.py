@@ -302,3 +302,9 @@ def ctypes_library(cls: Any, name: Any, state: dict[str, tuple[Any, Any]]) -> An
 def ctypes_function(library: Any, name: str) -> Any:
     """A function of a shared library."""
     return getattr(library, name)
+
+
+def record(base: Any, dtype: Any, offset: int) -> Any:
+    """A record that lies in an array."""
+    numpy = sys.modules["numpy"]
+    return numpy.ndarray.__new__(numpy.ndarray, (), dtype, base, offset)[()]

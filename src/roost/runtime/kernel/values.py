@@ -1,6 +1,7 @@
 """Objects that know others in ways plain pickle does not see: caches, weak references, errors, handlers."""
 
 import dataclasses
+import enum
 import functools
 import gc
 import random
@@ -286,11 +287,16 @@ def reduce_random(_pickler: Storing, value: Any) -> Any:
     kind = type(value)
     if kind is random.SystemRandom:
         return kind, ()
-    if not flags_of(kind) & HEAP_TYPE or not ours(kind.__module__):
-        return NotImplemented
     state = (random.Random.getstate(value), dict(vars(value)))
     maker, fill = rebuild_state.generator_of, rebuild_state.fill_generator
     return maker, (kind,), state, None, None, fill
+
+
+def own(ancestors: tuple[type, ...]) -> Handler | None:
+    """How instances of a class of the notebook are stored that is derived from one of these."""
+    if any(base is enum.Enum for base in ancestors):
+        return reduce_member
+    return reduce_random if any(base is random.Random for base in ancestors) else None
 
 
 EXACT: dict[type, Handler] = {
@@ -316,7 +322,6 @@ EXACT: dict[type, Handler] = {
 EXACT.pop(type(None), None)
 if sys.version_info >= (3, 12):
     EXACT[typing.TypeAliasType] = reduce_typing
-BASES: dict[type, Handler] = {random.Random: reduce_random}
 LATE: dict[tuple[str, str], Handler] = {
     ("unittest.mock", "NonCallableMock"): reduce_mock,
     ("unittest.mock", "_Call"): reduce_mock_call,
