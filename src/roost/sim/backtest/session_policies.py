@@ -104,31 +104,30 @@ class FarthestReclaim(Greedy):
 
 
 class Roost:
-    """The lowest rate; moves when that pays. Prices and costs in hours of the machine on demand."""
+    """The lowest rate, on-demand being the pool without hazard; moves when that pays.
 
-    PLACE, MOVE = 2, 1
-    """Numbers of the horizons: a place is taken for hours (6 h), a move must pay within one."""
+    Prices and costs in hours of the machine on demand.
+    """
+
+    HORIZON = 1
+    """Number of the horizon that rates are made of, and within which a move must pay: 1 h."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        weight = timing.downtime_weight
         down_s = decision.down_s(timing.freeze_s, timing.launch_s, timing.move_s, timing.notice_s)
-        self._loss = decision.loss_usd(weight, down_s)
+        self._loss = decision.loss_usd(timing.downtime_weight, down_s)
 
     def place(self, seen: Seen) -> int:
-        rates = self.rates(seen, self.PLACE)
         leaving = seen.leaving
         lost = seen.regions[leaving] if leaving is not None and leaving != ON_DEMAND else ""
-        best = decision.best_place(rates, dict(enumerate(seen.regions)), lost)
+        regions = {**dict(enumerate(seen.regions)), ON_DEMAND: "on demand"}
+        best = decision.best_place(self.rates(seen), regions, lost)
         return ON_DEMAND if best is None else best
 
     def better(self, seen: Seen) -> int | None:
-        if seen.place == ON_DEMAND:
-            place = self.place(seen)
-            return None if place == ON_DEMAND else place
-        rates = self.rates(seen, self.MOVE)
-        best = min(rates, key=lambda z: rates[z], default=None)
-        if best is None or seen.place is None or seen.place not in rates:
+        rates = self.rates(seen)
+        best = min(rates, key=lambda z: rates[z])
+        if seen.place is None or seen.place not in rates or best == seen.place:
             return None
         timing = self._timing
         move = decision.move_usd(
@@ -136,17 +135,20 @@ class Roost:
             timing.freeze_s,
             timing.launch_s,
             timing.move_s,
-            seen.price[best],
+            1.0 if best == ON_DEMAND else seen.price[best],
         )
-        pays = decision.pays_to_move(rates[seen.place], rates[best], HORIZONS_H[self.MOVE], move)
+        horizon_h = HORIZONS_H[self.HORIZON]
+        pays = decision.pays_to_move(rates[seen.place], rates[best], horizon_h, move)
         return best if pays else None
 
-    def rates(self, seen: Seen, horizon: int) -> dict[int, float]:
-        """The rate of every pool that can be had."""
-        losses = seen.forecasts.p_loss(seen.tick, horizon)
-        hours = HORIZONS_H[horizon]
-        return {
+    def rates(self, seen: Seen) -> dict[int, float]:
+        """The rate of every place that can be had."""
+        losses = seen.forecasts.p_loss(seen.tick, self.HORIZON)
+        hours = HORIZONS_H[self.HORIZON]
+        found = {
             z: decision.rate(seen.price[z], 1.0, decision.hazard_hour(losses[z], hours), self._loss)
             for z in range(len(seen.zones))
             if seen.up[z] and seen.open(z)
         }
+        found[ON_DEMAND] = decision.rate(1.0, 1.0, 0.0, self._loss)
+        return found
