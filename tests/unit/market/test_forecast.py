@@ -13,7 +13,6 @@ from roost.market.forecast.model import Forecaster, PoolStates, prior
 from roost.market.forecast.recalibrate import shifts_over
 from roost.market.forecast.ridge import fit_logistic, logistic
 from roost.market.forecast.train import main
-from roost.market.forecast.trees import Forest, Trees
 from roost.market.survival import PUBLISHED
 from roost.ports.errors import Invalid
 from tests.unit.market.recordings import flapping, folder_of, trace_of
@@ -186,24 +185,6 @@ def test_state_costs_the_same_after_a_long_time() -> None:
         pools.observe(line)
     assert {name: np.size(value) for name, value in vars(pools).items()} == size
     assert pools.matrix().shape == (3, len(names()))
-
-
-def test_trees_answer_alike_one_by_one_and_all_at_once() -> None:
-    forest = Forest(
-        Trees(
-            roots=[0, 3],
-            feature=[0, 0, 0, 1, 0, 0],
-            threshold=[0.5, 0.0, 0.0, -1.0, 0.0, 0.0],
-            left=[1, 1, 2, 4, 4, 5],
-            right=[2, 1, 2, 5, 4, 5],
-            value=[0.0, -1.0, 1.0, 0.0, -0.1, 0.1],
-            base=0.2,
-            depth=2,
-        )
-    )
-    x = np.array([[0.5, -1.0], [0.6, -1.0], [0.0, 5.0]])
-    assert forest.odds(x) == pytest.approx([-0.9, 1.1, -0.7])
-    assert forest.odds(x[:1]) == pytest.approx([-0.9])
 
 
 def test_logistic_regression_finds_what_made_the_data() -> None:

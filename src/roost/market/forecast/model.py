@@ -27,7 +27,6 @@ from roost.market.forecast.features import HORIZONS_H, PoolFeatures, names
 from roost.market.forecast.lifetimes import LifetimeModel
 from roost.market.forecast.recalibrate import Recalibration, shifted, shifts_over
 from roost.market.forecast.ridge import logistic
-from roost.market.forecast.trees import Forest, Trees
 from roost.market.survival import Hazard
 from roost.market.traces import Trace
 from roost.ports.errors import Invalid
@@ -61,7 +60,7 @@ class Linear(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """One probability: logistic, averaged with trees where they helped out of sample, then calibrated.
+    """One probability: logistic, then calibrated on zones left out.
 
     Calibrated log odds = ``shift`` + ``slope`` x log odds.
     """
@@ -69,8 +68,6 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     linear: Linear
     resampled: list[Linear]
     """The same fitted to resampled days: how far they differ is what the data leaves open."""
-    trees: Trees | None
-    trees_weight: float
     slope: float
     shift: float
     pool_sd: float
@@ -162,12 +159,12 @@ class Forecaster:
     def forecast(self, features: Floats, up: Bools, seen_h: Floats) -> Forecast:
         """[N, F] features of pools to probabilities, [N] and [N, horizons]."""
         scaled = (expand(features) - self._mean) / self._scale
-        made = [head.odds(scaled, features, seen_h) for head in self._heads]
+        made = [head.odds(scaled, seen_h) for head in self._heads]
         odds = np.stack([m[0] for m in made], axis=1)
         wide = NORMAL_80 * np.stack([m[1] for m in made], axis=1)
         losses = [_within(odds + side * wide) for side in (0.0, -1.0, 1.0)]
-        stays, stays_sd = self._stays.odds(scaled, features, seen_h)
-        comes, comes_sd = self._comes.odds(scaled, features, seen_h)
+        stays, stays_sd = self._stays.odds(scaled, seen_h)
+        comes, comes_sd = self._comes.odds(scaled, seen_h)
         later = np.where(up, stays, comes)
         later_wide = NORMAL_80 * np.where(up, stays_sd, comes_sd)
         blank = np.where(up & (seen_h > 0), 1.0, np.nan)
@@ -270,17 +267,13 @@ class _Loaded:
         lines = [head.linear, *head.resampled]
         self._coefficients = np.array([line.coefficients for line in lines]).T
         self._intercepts = np.array([line.intercept for line in lines])
-        self._trees = None if head.trees is None else Forest(head.trees)
         self._head = head
 
-    def odds(self, scaled: Floats, features: Floats, seen_h: Floats) -> tuple[Floats, Floats]:
+    def odds(self, scaled: Floats, seen_h: Floats) -> tuple[Floats, Floats]:
         """Log odds [N] and their standard deviation [N]."""
         every = scaled @ self._coefficients + self._intercepts
         found = every[:, 0]
         spread = every[:, 1:].var(axis=1) if every.shape[1] > 2 else np.zeros(len(found))
-        if self._trees is not None and self._head.trees_weight > 0.0:
-            weight = self._head.trees_weight
-            found = (1.0 - weight) * found + weight * self._trees.odds(features)
         # A pool that has been watched for days has shown most of what sets it apart.
         own = self._head.pool_sd**2 * (0.25 + 0.75 / (1.0 + seen_h / 24.0))
         return self._head.shift + self._head.slope * found, np.sqrt(spread + own)
