@@ -1,16 +1,22 @@
 """The backtest: exact accounts on markets made by hand, policies that cannot see the future, oracles
 that are not beaten."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
 
 from roost.market.traces import Trace
 from roost.ports.errors import Invalid
 from roost.sim.backtest import oracle, run
+from roost.sim.backtest.cli import backtest
 from roost.sim.backtest.job import Task, run_job
 from roost.sim.backtest.pools import ON_DEMAND, USUAL_SHARE, pools_of
 from roost.sim.backtest.seen import Seen
@@ -223,3 +229,32 @@ def test_seen_says_what_is_open() -> None:
     seen.lost[1] = 420.0
     assert [seen.open(z) for z in range(3)] == [False, False, True]
     assert ON_DEMAND not in range(3)
+
+
+def test_the_command_reads_a_folder_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"dataset": "made", "zone": zone, "instance": "v100_1", "gap_s": 600.0, "tick": tick,
+         "capacity": int((tick + shift) % 40 > 3), "price": None}
+        for shift, zone in enumerate(ZONES) for tick in range(300)
+    ]  # fmt: skip
+    frame = pl.DataFrame(rows, schema_overrides={"price": pl.Float64})
+    frame.write_parquet(tmp_path / "traces.parquet")
+    command = get_command_from_info(
+        CommandInfo(name="backtest", callback=backtest),
+        pretty_exceptions_short=True,
+        rich_markup_mode=None,
+    )
+    for workload in ("session", "service", "job"):
+        argv = ["--data", str(tmp_path), "--workload", workload, "--policy", "roost", "--json"]
+        command.main([*argv, "--starts", "2"], standalone_mode=False)
+        said = json.loads(capsys.readouterr().out)
+        if workload == "job":
+            assert "longest job" in said["skipped"]["made"]  # 50 h are recorded
+            continue
+        assert 0.3 <= said["cost"] < 0.6
+        assert said["results"][0]["over_oracle_pct"] >= 0.0
+        assert {"availability", "reclaims_per_day", "down_min_per_day", "j", "late"} <= set(said)
+    assert command.main(["--data", str(tmp_path / "none")], standalone_mode=False) == 2
+    assert "not a folder" in " ".join(capsys.readouterr().err.split())

@@ -85,15 +85,19 @@ def run(
             view, folder = submit(client, path.parent, body)
         for left in folder.left_out[:20]:
             err.print(f"[yellow]{left.path} was not sent: {left.reason}[/]")
-        if follow:
-            view = show_output(client, view.id, quiet=json)
-        if json:
-            emit(view)
-        elif not follow:
-            out.print(f"[green]{view.name}[/] ({view.id}) is {view.state}")
-            out.print(f"`roost job logs -f {view.id}` shows its output")
-        if follow:
-            raise typer.Exit(exit_status(view))
+        _sent(client, view, follow=follow, json=json)
+
+
+def _sent(client: RoostClient, view: JobView, *, follow: bool, json: bool) -> None:
+    if follow:
+        view = show_output(client, view.id, quiet=json)
+    if json:
+        emit(view)
+    elif not follow:
+        out.print(f"[green]{view.name}[/] ({view.id}) is {view.state}")
+        out.print(f"`roost job logs -f {view.id}` shows its output")
+    if follow:
+        raise typer.Exit(exit_status(view))
 
 
 def duration_s(text: str) -> float:

@@ -57,12 +57,7 @@ def backtest(
     with oracles that know the future. Policies see only the past and the answers to their own launches.
     """
     with errors():
-        timing = Timing(
-            launch_s=LAUNCH_S.get(workload, 0.0) if launch_s is None else launch_s,
-            move_s=MOVE_S.get(workload, 0.0) if move_s is None else move_s,
-            notice_s=NOTICE_S.get(workload, 0.0) if notice_s is None else notice_s,
-            freeze_s=freeze_s,
-        )
+        timing = _timing(workload, launch_s, move_s, notice_s, freeze_s)
         chosen = run.with_starts(run.setting(workload, policy, timing, replicas), starts)
         traces = [_cut(trace, zones, first) for trace in read_traces(data) if dataset in trace.name]
         if not traces:
@@ -72,31 +67,61 @@ def backtest(
         results, skipped = _replay(traces, chosen, model)
         if charts is not None:
             _draw(charts, traces, results)
-    notes = [note for trace in traces for note in trace.notes]
     if json:
-        together = run.overall(results)
-        one = msgspec.to_builtins(together[0]) if len(together) == 1 else {}
-        emit(
-            {
-                **one,
-                "workload": workload,
-                "timing": _plain(timing),
-                "replicas": replicas if workload == "service" else 1,
-                "overall": together,
-                "results": [_row(result) for result in results],
-                "skipped": skipped,
-                "notes": notes,
-            }
-        )
-        return
+        _print_json(traces, chosen, results, skipped)
+    else:
+        _print_tables(traces, results, skipped)
+
+
+def _timing(
+    workload: str,
+    launch_s: float | None,
+    move_s: float | None,
+    notice_s: float | None,
+    freeze_s: float,
+) -> Timing:
+    return Timing(
+        launch_s=LAUNCH_S.get(workload, 0.0) if launch_s is None else launch_s,
+        move_s=MOVE_S.get(workload, 0.0) if move_s is None else move_s,
+        notice_s=NOTICE_S.get(workload, 0.0) if notice_s is None else notice_s,
+        freeze_s=freeze_s,
+    )
+
+
+def _print_json(
+    traces: Sequence[Trace],
+    chosen: run.Setting,
+    results: Sequence[run.Result],
+    skipped: dict[str, str],
+) -> None:
+    together = run.overall(results)
+    one = msgspec.to_builtins(together[0]) if len(together) == 1 else {}
+    emit(
+        {
+            **one,
+            "workload": chosen.workload,
+            "timing": _plain(chosen.timing),
+            "replicas": chosen.replicas if chosen.workload == "service" else 1,
+            "overall": together,
+            "results": [_row(result) for result in results],
+            "skipped": skipped,
+            "notes": [note for trace in traces for note in trace.notes],
+        }
+    )
+
+
+def _print_tables(
+    traces: Sequence[Trace], results: Sequence[run.Result], skipped: dict[str, str]
+) -> None:
     for trace in traces:
         rows = [result for result in results if result.dataset == trace.name]
         if rows:
             out.print(_table(trace, rows))
     for name, why in skipped.items():
         err.print(f"[yellow]not replayed: {name}: {why}[/]")
-    for note in notes:
-        err.print(f"[dim]{note}[/]")
+    for trace in traces:
+        for note in trace.notes:
+            err.print(f"[dim]{note}[/]")
 
 
 def _cut(trace: Trace, zones: str, first: int) -> Trace:
