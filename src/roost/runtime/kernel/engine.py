@@ -394,7 +394,7 @@ class Engine(Captures):
             )
         )
         if self.mover is not None:
-            self.mover.ends()
+            self.mover.ends(failed=not result.success)
 
     def _last_ok(self) -> bool:
         return not self._log or self._log[-1].ok

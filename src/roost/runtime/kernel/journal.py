@@ -89,6 +89,8 @@ class Journal:
         self._path = directory / NAME
         self._lock = threading.Lock()
         self._known: set[str] = set()
+        self._waiting: dict[str, None] = {}
+        """Requests that came to this kernel and have not begun."""
         self._file = self._open(self._path)
         self.carry(carried)
 
@@ -104,6 +106,7 @@ class Journal:
             return
         with self._lock:
             self._known.add(message["header"]["msg_id"])
+            self._waiting[message["header"]["msg_id"]] = None
             self._add({"arrived": message})
 
     def begun(self, message: Message, rest: str = "", files: int = -1) -> None:
@@ -112,6 +115,7 @@ class Journal:
             return
         message_id = message["header"]["msg_id"]
         with self._lock:
+            self._waiting.pop(message_id, None)
             if message_id not in self._known:
                 self._known.add(message_id)
                 self._add({"arrived": message})
@@ -136,6 +140,13 @@ class Journal:
         """A request is not run: a cell before it failed."""
         with self._lock:
             if message_id in self._known:
+                self._add({"aborted": message_id})
+
+    def failed(self) -> None:
+        """A cell failed: the kernel is about to throw away what waits behind it; nobody is to run that."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+            for message_id in waiting:
                 self._add({"aborted": message_id})
 
     def undone(self) -> None:

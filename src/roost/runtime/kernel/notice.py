@@ -118,11 +118,13 @@ class Mover:
         if message is not None:
             self.journal.begun(message, rest, files)
 
-    def ends(self) -> None:
+    def ends(self, *, failed: bool = False) -> None:
         """The cell has ended: at a notice its effects are captured before anything else runs."""
         message, self._current = self._current, None
         if message is not None:
             self.journal.ended(message["header"]["msg_id"])
+            if failed and message["content"].get("stop_on_error", True):
+                self.journal.failed()
         self._files.ended()
         notice = self._notice
         if self._pause is not None:
