@@ -30,6 +30,7 @@ class Memory:
         self.folder = folder
         self.recorder = Recorder(folder, None)
         self.arrays = {name: self.made() for name in "abc"}
+        self.arrays["within"] = self.arrays["c"][100:-1000]
 
     def made(self) -> Any:
         size = self.random.choice([700_000, 1_300_000, 5_000_001, 9_437_184])
@@ -41,6 +42,8 @@ class Memory:
         kind = self.random.randrange(6)
         if kind == 0:
             self.arrays[name] = self.made()
+            if name == "c" and self.random.random() < 0.5:
+                self.arrays["within"] = self.arrays["c"][5000:-1]
         elif kind == 1:
             array += 1
         elif kind == 2:
@@ -57,7 +60,8 @@ class Memory:
     def capture(self) -> None:
         fresh = []
         held = {name: array.tobytes() for name, array in self.arrays.items()}
-        for name, array in self.arrays.items():
+        for name in self.random.sample(sorted(self.arrays), len(self.arrays)):
+            array = self.arrays[name]
             one = Dump(name.encode(), [array.data], [], 0.0, [array])
             fresh.append(Fresh((name,), one, ()))
         snapshot = Snapshot(fresh=fresh)

@@ -91,6 +91,8 @@ class Watched:
             elif known is not None or (self._seen.get(key, 0) > 0 and len(self._all) < MOST):
                 self._seen.pop(key, None)
                 self._all.pop(key, None)
+                for other in self._beside(key):
+                    self._drop(other)  # what was written to it would be forgotten now
                 if self._pages.watch(*key):
                     self._all[key] = Watch()
 
@@ -143,10 +145,20 @@ class Watched:
             return
         for low, high in changed:
             known.blocks.update(_blocks(low, high))
+        for other in self._beside(key):  # the system tells it once
+            for low, high in changed:
+                first, last = key[0] + low - other[0], key[0] + high - other[0]
+                if first < other[1] and last > 0:
+                    self._all[other].blocks.update(_blocks(max(0, first), min(last, other[1])))
         if len(known.blocks) * BLOCK_BYTES * MUCH_PART > key[1] + 2 * MUCH_PART * BLOCK_BYTES:
             self._drop(key)
             times = self._often[key] = self._often.get(key, 0) + 1
             self._seen[key] = -(PATIENCE << min(times - 1, 8))
+
+    def _beside(self, key: Key) -> list[Key]:
+        """Watched buffers that share memory with this one."""
+        low, high = key[0], key[0] + key[1]
+        return [k for k in self._all if k != key and k[0] < high and k[0] + k[1] > low]
 
     def _drop(self, key: Key) -> None:
         self._seen.pop(key, None)
