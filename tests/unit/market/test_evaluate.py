@@ -11,6 +11,7 @@ from sklearn.metrics import brier_score_loss, f1_score, log_loss, roc_auc_score
 from typer.testing import CliRunner
 
 from roost.main.cli import app
+from roost.market.forecast import baselines
 from roost.market.forecast.bands import fit_bands, judge_bands, worst_band
 from roost.market.forecast.lifetimes import (
     fit_lifetimes,
@@ -133,8 +134,9 @@ def test_bands_of_an_unseen_region_are_told_from_the_others() -> None:
     assert auc > 0.75
 
 
-def test_a_folder_is_judged_and_drawn(tmp_path: Path) -> None:
-    folder_of(trace_of(flapping(700, 2, seed=11)), tmp_path)
+def test_a_folder_is_judged_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "STEPS", 10)  # a worse LSTM, sooner
+    folder_of(trace_of(flapping(500, 2, seed=11)), tmp_path)
     machines().write_parquet(tmp_path / LIFETIMES)
     charts = tmp_path / "charts"
     command = ["market", "evaluate", "--data", str(tmp_path), "--json", "--charts", str(charts)]
