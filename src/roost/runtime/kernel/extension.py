@@ -237,4 +237,6 @@ def _keep_report(where: Path, number: int, done: Restored) -> None:
         "entries": [asdict(entry) for entry in done.report],
     }
     with contextlib.suppress(OSError):
-        (where / REPORT).write_text(dumps(content, indent=1))
+        part = where / f"{REPORT}.{os.getpid()}.part"
+        part.write_text(dumps(content, indent=1))
+        part.rename(where / REPORT)
