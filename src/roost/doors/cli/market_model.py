@@ -1,6 +1,5 @@
 """``roost market train`` and ``evaluate``: fit the hazard model, and judge it. Need no control plane."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from rich.table import Table
 from roost.doors.cli.context import emit, errors, progress
 from roost.market.forecast.evaluate import Scores, TraceScores
 from roost.market.forecast.metrics import Measure
-from roost.market.forecast.model import SHIPPED
 from roost.market.forecast.report import Report
 from roost.market.forecast.report import evaluate as judge
 from roost.market.traces import present
@@ -24,7 +22,6 @@ from roost.ports.errors import Invalid
 WIDE = 150
 """From this many columns on intervals fit into the table."""
 TRAINER = "roost.market.forecast.train"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 MODES = (
     ("shipped", "as shipped"),
     ("rolling_origin", "rolling origin"),
@@ -42,8 +39,8 @@ Data = Annotated[
 def train(
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", help="Where to write the model (default: the shipped one).")
-    ] = SHIPPED,
+        Path, typer.Option("--out", help="Where to write the model; read it with --model.")
+    ] = Path("hazard.json"),
 ) -> None:
     """Fit the hazard model to recordings, in a process of its own, and write it as JSON.
 
@@ -53,17 +50,17 @@ def train(
         present(data)
         with progress("training") as say:
             command = [sys.executable, "-m", TRAINER, "--data", str(data), "--out", str(out)]
-            environment = {**os.environ, **ONE_THREAD}
             last: list[str] = []
-            with subprocess.Popen(
-                command, stderr=subprocess.PIPE, text=True, env=environment
-            ) as process:
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
                 for line in process.stderr or ():
                     last = [*last[-5:], line.strip()]
                     say(line.strip())
         if process.returncode:
             told = next((x for x in last if x.startswith("error: ")), "; ".join(last))
             raise Invalid(told.removeprefix("error: "), hint="nothing was written")
+        Console(highlight=False).print(
+            f"wrote {out}; judge it: roost market evaluate --data {data} --model {out}"
+        )
 
 
 def evaluate(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from roost.market.forecast.bands import fit_bands
 from roost.market.forecast.baselines import Baselines, fit_baselines
@@ -24,7 +25,6 @@ from roost.market.forecast.labels import Rows, rows_of
 from roost.market.forecast.lifetimes import fit_lifetimes
 from roost.market.forecast.model import (
     FORMAT,
-    SHIPPED,
     Artefact,
     Forecaster,
     Head,
@@ -306,25 +306,27 @@ def _short(values: Floats) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
+def _fit_all(data: Path) -> Artefact:
+    traces = read_traces(data)
+    if not traces:
+        raise Invalid(f"{data} has no traces.parquet", hint="there is nothing to learn from")
+    machines, pools = read_lifetimes(data), read_advisor(data)
+    return msgspec.structs.replace(
+        fit(traces, lambda text: print(text, file=sys.stderr, flush=True)),
+        lifetimes=None if machines is None else fit_lifetimes(machines),
+        bands=None if pools is None else fit_bands(pools),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and write. Returns the exit status; progress goes to standard error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        traces = read_traces(given.data)
-        if not traces:
-            raise Invalid(
-                f"{given.data} has no traces.parquet", hint="there is nothing to learn from"
-            )
-        machines, pools = read_lifetimes(given.data), read_advisor(given.data)
-        made = msgspec.structs.replace(
-            fit(traces, lambda text: print(text, file=sys.stderr, flush=True)),
-            lifetimes=None if machines is None else fit_lifetimes(machines),
-            bands=None if pools is None else fit_bands(pools),
-        )
-        given.out.write_bytes(msgspec.json.encode(made))
+        with threadpool_limits(1):  # more gain nothing here
+            given.out.write_bytes(msgspec.json.encode(_fit_all(given.data)))
         Forecaster.load(given.out)
     except RoostError as error:
         print(f"error: {error}", file=sys.stderr)
