@@ -31,9 +31,9 @@ class EdgeNames:
         self._follower = RouteFollower(served, routes, lambda: hosts.peers)
 
     async def start(self) -> None:
-        """Serve and follow."""
-        await self.server.start()
+        """Follow and serve: nobody is told that a name is not there because its route was not read yet."""
         self._follower.start()
+        await self.server.start()
 
     async def close(self) -> None:
         """Stop both."""

@@ -32,9 +32,12 @@ class RouteFollower:
         self._routes = routes
         self._hosts = hosts
         self._running: asyncio.Task[None] | None = None
+        self._table: RouteTable | None = None
+        self._known: dict[str, str] = {}
 
     def start(self) -> None:
-        """Follow from now on."""
+        """Follow from now on; what is known already is in the zone when this returns."""
+        self._look()
         self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -45,17 +48,19 @@ class RouteFollower:
                 await self._running
 
     async def _run(self) -> None:
-        table: RouteTable | None = None
-        known: dict[str, str] = {}
         while True:
             ticket = self._routes.changed.ticket()
-            hosts = dict(self._hosts())
-            if self._routes.table is not table or hosts != known:
-                table, known = self._routes.table, hosts
-                stale = self._zone.follow(table, reachable(hosts))
-                if stale:
-                    log.warning("older epochs refused for %s", ", ".join(stale[:10]))
+            self._look()
             await asyncio.wait((ticket,))
+
+    def _look(self) -> None:
+        hosts = dict(self._hosts())
+        if self._routes.table is self._table and hosts == self._known:
+            return
+        self._table, self._known = self._routes.table, hosts
+        stale = self._zone.follow(self._table, reachable(hosts))
+        if stale:
+            log.warning("older epochs refused for %s", ", ".join(stale[:10]))
 
 
 def reachable(hosts: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
