@@ -161,11 +161,12 @@ class Server:
     async def _restore(self, request: Fields) -> Fields:
         directory, manifest = Path(request["dir"]), Path(request["manifest"])
         done = await self._between_cells(lambda: self._engine.restore(directory, manifest))
-        if done.unproven and request.get("wait", True):
-            verified = asyncio.Event()
-            done.unproven.then(lambda: self._loop.call_soon_threadsafe(verified.set))
-            await verified.wait()
-            await self._between_cells(self._engine.prove_told)
+        if request.get("wait", True):
+            if done.unproven:
+                verified = asyncio.Event()
+                done.unproven.then(lambda: self._loop.call_soon_threadsafe(verified.set))
+                await verified.wait()
+            await self._between_cells(self._engine.prove_told)  # also where that was over by now
         return {
             "report": [asdict(entry) for entry in done.report],
             "seconds": done.seconds,
