@@ -14,21 +14,11 @@ from rich.console import Console
 
 from roost.doors.cli.context import age, emit, err, errors
 from roost.doors.cli.market_options import (
-    Arch,
-    Clouds,
-    Gpus,
+    BOTH,
     HistoryDir,
     Json,
-    MaxPrice,
-    Memory,
-    MinNotice,
-    Near,
-    Options,
-    Regions,
-    Types,
-    Vcpus,
     Waiting,
-    ask_of,
+    asks,
 )
 from roost.doors.cli.market_render import show_comparison, show_explanation, show_ranking
 from roost.market.advisor import Ranked
@@ -36,25 +26,17 @@ from roost.market.catalogue import Catalogue
 from roost.market.history import History
 from roost.market.live import Live, newest
 from roost.market.service import Explanation, Market
+from roost.ports.values import Ask
 
 Replicas = Annotated[
     int, typer.Option("--replicas", min=0, help="Place so many: a third at most in one region.")
 ]
 
 
+@asks()
 def rank(
     ctx: typer.Context,
-    vcpus: Vcpus = 2.0,
-    memory: Memory = 8.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    cloud: Clouds = None,
-    region: Regions = None,
-    instance_type: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = "",
-    min_notice: MinNotice = 0.0,
-    option: Options = None,
+    ask: Ask,
     waiting: Waiting = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many to show.")] = 10,
     replicas: Replicas = 0,
@@ -67,19 +49,6 @@ def rank(
     --waiting, for as long as launch and move take beyond the notice).
     """
     with errors():
-        ask = ask_of(
-            vcpus,
-            memory,
-            gpus,
-            arch,
-            cloud,
-            region,
-            instance_type,
-            max_price,
-            near,
-            min_notice,
-            option,
-        )
         market = market_of(ctx, history, waiting)
         ranked = market.place(ask, replicas) if replicas else market.rank(ask, limit)
     if as_json:
@@ -89,39 +58,17 @@ def rank(
     show_ranking(console, market.catalogue, ask, ranked, newer_words(market.newer))
 
 
+@asks()
 def why(
     ctx: typer.Context,
     offer: Annotated[str, typer.Argument(help="provider/zone/type[/option], as rank shows it.")],
-    vcpus: Vcpus = 2.0,
-    memory: Memory = 8.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    cloud: Clouds = None,
-    region: Regions = None,
-    instance_type: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = "",
-    min_notice: MinNotice = 0.0,
-    option: Options = None,
+    ask: Ask,
     waiting: Waiting = None,
     history: HistoryDir = None,
     as_json: Json = False,
 ) -> None:
     """Say why an offer ranks where it does for a workload: every term of its number."""
     with errors():
-        ask = ask_of(
-            vcpus,
-            memory,
-            gpus,
-            arch,
-            cloud,
-            region,
-            instance_type,
-            max_price,
-            near,
-            min_notice,
-            option,
-        )
         explained = market_of(ctx, history, waiting).why(offer, ask)
     if as_json:
         emit(plain(explained))
@@ -129,23 +76,17 @@ def why(
     show_explanation(Console(highlight=False), explained)
 
 
+@asks(BOTH, vcpus=0.0, memory=0.0)
 def compare(
     ctx: typer.Context,
     offers: Annotated[list[str], typer.Argument(help="Two or more offers, as rank shows them.")],
-    vcpus: Vcpus = 0.0,
-    memory: Memory = 0.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    near: Near = "",
-    option: Options = None,
+    ask: Ask,
     waiting: Waiting = None,
     history: HistoryDir = None,
     as_json: Json = False,
 ) -> None:
     """Compare offers side by side, term by term; the cheapest a useful hour comes first."""
     with errors():
-        both = option or ["spot", "on_demand"]
-        ask = ask_of(vcpus, memory, gpus, arch, None, None, None, None, near, 0.0, both)
         compared = market_of(ctx, history, waiting).compare(offers, ask)
     if as_json:
         emit([plain(explained) for explained in compared])

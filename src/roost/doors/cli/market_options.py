@@ -1,36 +1,17 @@
 """The options that commands of ``roost market`` share: a workload's constraints, and the ask they make."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from roost.doors.cli.context import errors
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, PurchaseOption
 
-Vcpus = Annotated[float, typer.Option("--vcpus", min=0, help="At least this many vCPUs.")]
-Memory = Annotated[float, typer.Option("--memory", min=0, help="At least this much memory, GiB.")]
-Gpus = Annotated[float, typer.Option("--gpus", min=0, help="At least this many GPUs.")]
-Arch = Annotated[str, typer.Option("--arch", help="x86_64 or arm64.")]
-Clouds = Annotated[
-    list[str] | None,
-    typer.Option("--cloud", "--clouds", help="Only these (repeat, or use commas)."),
-]
-Regions = Annotated[
-    list[str] | None,
-    typer.Option("--region", "--regions", help="Only these (repeat, or use commas)."),
-]
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only these instance types.")]
-MaxPrice = Annotated[
-    float | None, typer.Option("--max-price", help="The most to pay, USD per hour.")
-]
-Near = Annotated[str, typer.Option("--near", help="A city or region: closer ones rank higher.")]
-MinNotice = Annotated[
-    float, typer.Option("--min-notice", min=0, help="Seconds of warning before an interruption.")
-]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", help="spot, on_demand; default spot.")
-]
 Waiting = Annotated[
     float | None,
     typer.Option("--waiting", min=0, help="What an hour of waiting costs, USD; 0 if nobody waits."),
@@ -42,18 +23,98 @@ HistoryDir = Annotated[
 ]
 
 
-def ask_of(
+SPOT = (PurchaseOption.SPOT,)
+BOTH = (PurchaseOption.SPOT, PurchaseOption.ON_DEMAND)
+
+
+def _workload(options: tuple[PurchaseOption, ...]) -> dict[str, tuple[Any, Any]]:
+    """The type and default of each option of a workload; ``options``: bought where none is named."""
+    several = "(repeat, or use commas)."
+    default = ", ".join(options)
+    return {
+        "vcpus": (_number("--vcpus", "At least this many vCPUs."), 2.0),
+        "memory": (_number("--memory", "At least this much memory, GiB."), 8.0),
+        "gpus": (_number("--gpus", "At least this many GPUs."), 0.0),
+        "arch": (Annotated[str, typer.Option("--arch", help="x86_64 or arm64.")], "x86_64"),
+        "cloud": (_names("--cloud", "--clouds", help=f"Only these {several}"), None),
+        "region": (_names("--region", "--regions", help=f"Only these {several}"), None),
+        "instance_type": (_names("--type", help="Only these instance types."), None),
+        "max_price": (
+            Annotated[
+                float | None, typer.Option("--max-price", help="The most to pay, USD per hour.")
+            ],
+            None,
+        ),
+        "near": (
+            Annotated[
+                str, typer.Option("--near", help="A city or region: closer ones rank higher.")
+            ],
+            "",
+        ),
+        "min_notice": (_number("--min-notice", "Seconds of warning before an interruption."), 0.0),
+        "option": (_names("--option", help=f"spot, on_demand; default {default}."), None),
+    }
+
+
+def _number(name: str, words: str) -> Any:
+    return Annotated[float, typer.Option(name, min=0, help=words)]
+
+
+def _names(*flags: str, help: str) -> Any:
+    return Annotated[list[str] | None, typer.Option(*flags, help=help)]
+
+
+def asks(
+    options: tuple[PurchaseOption, ...] = SPOT, **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command about a workload: its parameter ``ask`` is made of the options that say which.
+
+    ``options``: what is bought where ``--option`` is not given; ``defaults`` stand for those of the options.
+    """
+    workload = _workload(options)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = list(signature.parameters.values())
+        at = [parameter.name for parameter in own].index("ask")
+        made = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=defaults.get(name, default),
+                annotation=kind,
+            )
+            for name, (kind, default) in workload.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            with errors():
+                ask = _ask(options, **{name: given.pop(name) for name in workload})
+            command(ask=ask, **given)
+
+        shown = own[:at] + made + own[at + 1 :]
+        run.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in shown}
+        return run
+
+    return decorate
+
+
+def _ask(
+    options: tuple[PurchaseOption, ...],
+    *,
     vcpus: float,
     memory: float,
     gpus: float,
     arch: str,
-    clouds: list[str] | None,
-    regions: list[str] | None,
-    types: list[str] | None,
+    cloud: list[str] | None,
+    region: list[str] | None,
+    instance_type: list[str] | None,
     max_price: float | None,
     near: str,
     min_notice: float,
-    options: list[str] | None,
+    option: list[str] | None,
 ) -> Ask:
     """The ask of a command line. Raises ``Invalid`` for a purchase option nobody knows."""
     return Ask(
@@ -61,13 +122,13 @@ def ask_of(
         memory_gib=memory,
         gpus=gpus,
         arch=arch,
-        clouds=names(clouds),
-        regions=names(regions),
-        instance_types=names(types),
+        clouds=names(cloud),
+        regions=names(region),
+        instance_types=names(instance_type),
         max_usd_hour=max_price,
         near=near,
         min_notice_s=min_notice,
-        purchase_options=tuple(_option(name) for name in names(options) or ("spot",)),
+        purchase_options=tuple(_option(name) for name in names(option)) or options,
     )
 
 

@@ -8,43 +8,25 @@ import typer
 from roost.doors.cli.context import errors, out, progress
 from roost.doors.cli.market import market_of, newer_words
 from roost.doors.cli.market_options import (
-    Arch,
-    Clouds,
-    Gpus,
+    BOTH,
     HistoryDir,
-    MaxPrice,
-    Memory,
-    MinNotice,
-    Near,
-    Options,
-    Regions,
-    Types,
-    Vcpus,
-    ask_of,
+    asks,
 )
 from roost.doors.cli.market_purchase import checked
 from roost.market.charts import market_picture
 from roost.market.picture import dots
 from roost.ports.errors import Invalid
+from roost.ports.values import Ask
 
 Days = Annotated[float, typer.Option("--days", min=0.01, help="Survival over so many days.")]
 
 
+@asks(BOTH, vcpus=4.0, memory=16.0)
 def picture(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="Where to draw it: .png, .svg or .pdf.")],
+    ask: Ask,
     days: Days = 30.0,
-    vcpus: Vcpus = 4.0,
-    memory: Memory = 16.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    cloud: Clouds = None,
-    region: Regions = None,
-    instance_type: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = "",
-    min_notice: MinNotice = 0.0,
-    option: Options = None,
     history: HistoryDir = None,
 ) -> None:
     """Draw every offer that fits: its price against how likely it lasts, with the frontier.
@@ -53,20 +35,6 @@ def picture(
     drawn with the interval of the prior and are never on it.
     """
     with errors(), progress("draws") as say:
-        both = option or ["spot", "on_demand"]
-        ask = ask_of(
-            vcpus,
-            memory,
-            gpus,
-            arch,
-            cloud,
-            region,
-            instance_type,
-            max_price,
-            near,
-            min_notice,
-            both,
-        )
         target = checked(path)
         market = market_of(ctx, history, None)
         candidates = market.catalogue.candidates(ask)
@@ -74,7 +42,9 @@ def picture(
             raise Invalid(market.catalogue.explain_empty(ask), hint="loosen that constraint")
         found = dots(candidates, market.context(ask), days * 24.0)
         say(f"draws {len(found):,} offers")
-        named = f"{vcpus:g} vCPU and {memory:g} GiB" + (f" and {gpus:g} GPUs" if gpus else "")
+        named = f"{ask.vcpus:g} vCPU and {ask.memory_gib:g} GiB"
+        if ask.gpus:
+            named += f" and {ask.gpus:g} GPUs"
         title = f"Offers of {named} or more: price against expected survival"
         dates = ", ".join(f"{c} {d}" for c, d in sorted(market.catalogue.prices_as_of.items()))
         note = (

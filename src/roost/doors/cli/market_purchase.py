@@ -14,18 +14,10 @@ from roost.client.model import CostView
 from roost.doors.cli.context import emit, err, errors, installation, out, progress
 from roost.doors.cli.market import market_of
 from roost.doors.cli.market_options import (
-    Arch,
-    Clouds,
-    Gpus,
     HistoryDir,
     Json,
-    Memory,
-    Near,
-    Regions,
-    Types,
-    Vcpus,
     Waiting,
-    ask_of,
+    asks,
 )
 from roost.market.advisor import loss_of
 from roost.market.charts import crossover_picture
@@ -76,8 +68,10 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     tariffs: Tariffs
 
 
+@asks()
 def purchase(
     ctx: typer.Context,
+    ask: Ask,
     offer: Annotated[
         str, typer.Argument(help="provider/zone/type; empty: the best for the constraints.")
     ] = "",
@@ -92,14 +86,6 @@ def purchase(
     use: Use = None,
     use_metered: Metered = False,
     prices: Prices = None,
-    vcpus: Vcpus = 2.0,
-    memory: Memory = 8.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    cloud: Clouds = None,
-    region: Regions = None,
-    instance_type: Types = None,
-    near: Near = "",
     waiting: Waiting = None,
     history: HistoryDir = None,
     chart: Chart = None,
@@ -111,7 +97,6 @@ def purchase(
     interruptions cost counts. Options without a published price are named, never guessed.
     """
     with errors():
-        ask = ask_of(vcpus, memory, gpus, arch, cloud, region, instance_type, None, near, 0.0, None)
         market = market_of(ctx, history, waiting)
         folder = history or ctx.obj.market_folder()
         priced = _tariffs(market, ask, offer, prices, History(folder) if folder.is_dir() else None)

@@ -13,20 +13,9 @@ from rich.text import Text
 from roost.doors.cli.context import clock, errors, out
 from roost.doors.cli.market import market_of, newer_words, plain
 from roost.doors.cli.market_options import (
-    Arch,
-    Clouds,
-    Gpus,
     HistoryDir,
-    MaxPrice,
-    Memory,
-    MinNotice,
-    Near,
-    Options,
-    Regions,
-    Types,
-    Vcpus,
     Waiting,
-    ask_of,
+    asks,
 )
 from roost.doors.cli.market_render import show_ranking
 from roost.market.advisor import Ranked
@@ -41,19 +30,10 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one line an
 STYLES = {"entered": "green", "rose": "green", "left": "red", "fell": "yellow", "costs": "cyan"}
 
 
+@asks()
 def watch(
     ctx: typer.Context,
-    vcpus: Vcpus = 2.0,
-    memory: Memory = 8.0,
-    gpus: Gpus = 0.0,
-    arch: Arch = "x86_64",
-    cloud: Clouds = None,
-    region: Regions = None,
-    instance_type: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = "",
-    min_notice: MinNotice = 0.0,
-    option: Options = None,
+    ask: Ask,
     waiting: Waiting = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many to watch.")] = 10,
     held: Held = "",
@@ -67,19 +47,6 @@ def watch(
     With --holding it also says, each time the answer changes, whether leaving that offer would pay.
     """
     with errors():
-        ask = ask_of(
-            vcpus,
-            memory,
-            gpus,
-            arch,
-            cloud,
-            region,
-            instance_type,
-            max_price,
-            near,
-            min_notice,
-            option,
-        )
         watcher = _Watcher(ask, limit, held, as_json)
         while True:
             watcher.look(market_of(ctx, history, waiting), time.time())

@@ -53,11 +53,12 @@ class Interval(msgspec.Struct, frozen=True):
     high: float
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy on one data set. Costs are shares of the same time on demand."""
+class Overall(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy over all data sets: means weighted by their length, sums of jobs.
 
-    dataset: str
-    workload: str
+    Costs are shares of the same time on demand.
+    """
+
     policy: str
     days: float
     cost: float
@@ -71,6 +72,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     late: int
     runs: int
     """Of jobs; 1 otherwise."""
+
+
+class Result(Overall, frozen=True, kw_only=True):
+    """One policy on one data set."""
+
+    dataset: str
+    workload: str
     launches: int
     refusals: int
     intervals: dict[str, Interval] = {}
@@ -165,22 +173,6 @@ def run_one(market: Market, name: str, chosen: Setting) -> Record:
         return SessionWorld(pools, policy, timing, market.forecasts).run()
     service = SERVICE[name](pools, timing)
     return ServiceWorld(pools, service, timing, market.forecasts, chosen.replicas).run()
-
-
-class Overall(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy over all data sets: means weighted by their length, sums of jobs."""
-
-    policy: str
-    days: float
-    cost: float
-    availability: float
-    reclaims_per_day: float
-    down_min_per_day: float
-    j: float
-    oracle_j: float
-    over_oracle_pct: float
-    late: int
-    runs: int
 
 
 def overall(results: Sequence[Result]) -> list[Overall]:
