@@ -145,6 +145,8 @@ class Collector:
         self._shapes: dict[str, checks.Shape] = {}
         self.home: set[str] = set()
         """Names that a forked child cannot store: files, connections, whatever has a side to it."""
+        self.give_all = False
+        """A child met some of these where none was expected: it gets all of them from now on."""
         self.loops: dict[int, Any] = {}
         """Iterators of the loops the running cell stands in, by number."""
 
@@ -170,8 +172,8 @@ class Collector:
         self._begin()
         around = self._around()
         self._process(given, around)
-        if self.home and (touched is None or touched & self.home):
-            rest = self._sort(Snapshot()).rest
+        rest = self._sort(Snapshot()).rest if self.home else {}
+        if self.home and (self.give_all or self.home & self._expected(rest, touched)):
             reaches = drained(self._walk(rest, set(self.home), None, only=True))
             with quiet():
                 for names in group(reaches):
@@ -321,7 +323,7 @@ class Collector:
             builtins,
         )
         walker = Walker(self._shell.user_ns, self._singletons, stops)
-        mates = {name: record.names for record in self.records.values() for name in record.names}
+        mates = self._mates()
         todo = sorted(touched or ()) if only else self._first(rest, touched, mates)
         reaches: dict[str, Reach] = {}
         while todo:
@@ -340,6 +342,21 @@ class Collector:
             if len(found.ids) > 10_000:
                 yield
         return reaches
+
+    def _mates(self) -> dict[str, tuple[str, ...]]:
+        """Every stored name with all names of its group."""
+        return {name: record.names for record in self.records.values() for name in record.names}
+
+    def _expected(self, rest: dict[str, Any], touched: set[str] | None) -> set[str]:
+        """The names a look will meet, as far as the last one can tell."""
+        mates = self._mates()
+        todo, found = self._first(rest, touched, mates), set[str]()
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += [*self._uses.get(name, ()), *mates.get(name, ())]
+        return found
 
     def _first(
         self, rest: dict[str, Any], touched: set[str] | None, mates: dict[str, tuple[str, ...]]

@@ -209,8 +209,8 @@ class Captures:
         facts = self._facts()
 
         def work() -> None:
-            recorder.look(snapshot)  # behind whatever was still being written
-            write(recorder, snapshot, facts, job, sync=True)
+            # The look too comes behind whatever was still being written.
+            write(recorder, snapshot, facts, job, sync=True, look=True)
 
         self._bytes.put(work)
         job.ended.wait()
@@ -285,20 +285,21 @@ class Captures:
         generator, job = self._collecting
         until = time.perf_counter() + SLICE_S
         try:
-            while job.explicit or job.whole or time.perf_counter() < until:
-                next(generator)
-        except StopIteration as stop:
-            self._collecting = None
-            self._hand_over(stop.value, job)
-            return
-        except Dear:
-            self._collecting = None
-            if self._recorder is not None:
-                self._recorder.look(None)
-            if not self._forked(job):
-                job.inline = True
-                self._collect(job)
-            return
+            try:
+                while job.explicit or job.whole or time.perf_counter() < until:
+                    next(generator)
+            except StopIteration as stop:
+                self._collecting = None
+                self._hand_over(stop.value, job)
+                return
+            except Dear:
+                self._collecting = None
+                if self._recorder is not None:
+                    self._recorder.look(None)
+                if not self._forked(job):
+                    job.inline = True
+                    self._collect(job)
+                return
         except Exception as error:  # a defect of ours must not end captures for good
             self._collecting = None
             self._failed(job, error)

@@ -63,8 +63,14 @@ class Children:
 
     def failed(self, error: BaseException) -> bool:
         """Whether it was only the child that could not do it: here it can be done."""
+        collector = self._collector
         if isinstance(error, Elsewhere):
-            self._collector.home |= error.names
+            if not error.names <= collector.home:
+                collector.home |= error.names
+            elif not collector.give_all:
+                collector.give_all = True
+            else:  # it had them all: the next would end as this one did
+                self._forker.failures += 1
             return True
         if isinstance(error, ChildFailed):
             self._forker.failures += 1

@@ -70,9 +70,20 @@ class Bytes:
             work()
 
 
-def write(recorder: Recorder, snapshot: Snapshot, facts: Facts, job: Job, *, sync: bool) -> None:
-    """Store a job's snapshot, on the bytes thread; ``job.ended`` tells."""
+def write(
+    recorder: Recorder,
+    snapshot: Snapshot,
+    facts: Facts,
+    job: Job,
+    *,
+    sync: bool,
+    look: bool = False,
+) -> None:
+    """Store a job's snapshot, on the bytes thread; ``job.ended`` tells. ``look``: the main thread waits, and
+    has not asked yet what was written to memory."""
     try:
+        if look:
+            recorder.look(snapshot)
         job.outcome = recorder.write(snapshot, facts, job.seal, sync=sync)
     except BaseException as error:  # told to whoever waits
         job.outcome = error
