@@ -111,9 +111,7 @@ def test_dear_state_is_captured_by_a_child_and_cells_go_on(bench) -> None:
 @pytest.mark.e2e
 def test_what_a_child_cannot_store_is_given_to_it_though_no_cell_names_it(bench) -> None:
     kernel = bench.session()
-    kernel.run(
-        "many = [[i] for i in range(400_000)]; n = 0\nopen('/dev/null')"
-    )
+    kernel.run("many = [[i] for i in range(400_000)]; n = 0\nopen('/dev/null')")
     kernel.run("n = 1; many[1].append(n)")
     number = kernel.door.event("captured")["number"]
     assert number
