@@ -6,6 +6,7 @@ import msgspec
 
 from roost.ports.jobs import JobReport
 from roost.ports.kernels import Checkpoint
+from roost.ports.replicas import ReplicaReport, ServiceReport
 
 
 class PurchaseOption(StrEnum):
@@ -144,3 +145,11 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     notice: Notice | None = None
     isolation: tuple[str, ...] = ()
     """What holds this instance together: ``pid-namespace``, ``mark``, ``cgroup-v1`` ..."""
+    replicas: tuple[ReplicaReport, ...] = ()
+    """Every replica it has, ready or not."""
+    services: tuple[ServiceReport, ...] = ()
+    """Every service of which it has or had a replica since the agent began."""
+    replicas_generation: int = 0
+    """Of the newest ``HostReplicas`` it has taken; 0 = none yet."""
+    network_bytes: float = 0.0
+    """Received and sent by the host's own network (loopback left out) since it booted; 0 = not measured."""

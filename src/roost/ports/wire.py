@@ -23,6 +23,7 @@ from roost.ports.errors import WireError
 from roost.ports.frames import CONTROL_LIMIT, STREAM_LIMIT, Frames
 from roost.ports.jobs import JobOrder
 from roost.ports.kernels import Checkpoint, KernelOrder, KernelUp, VariableReport
+from roost.ports.replicas import HostReplicas
 from roost.ports.values import HostReport, Notice
 
 PROTOCOL = 1
@@ -144,12 +145,35 @@ class StopJob(_Message, frozen=True, kw_only=True):
     grace_s: float
 
 
+class SetReplicas(_Message, frozen=True, kw_only=True):
+    """Replicas.set. The command's epoch is 0: ``generation`` orders the sets."""
+
+    replicas: HostReplicas
+
+
+class ReadReplicaLogs(_Message, frozen=True, kw_only=True):
+    """Replicas.logs."""
+
+    replica_id: str
+    tail_bytes: int
+
+
 class Drain(_Message, frozen=True, kw_only=True):
     """Stop everything and leave: sent before a planned termination."""
 
 
 CommandBody = (
-    StartKernel | Fence | CaptureNow | StopKernel | Warm | Prefetch | StartJob | StopJob | Drain
+    StartKernel
+    | Fence
+    | CaptureNow
+    | StopKernel
+    | Warm
+    | Prefetch
+    | StartJob
+    | StopJob
+    | SetReplicas
+    | ReadReplicaLogs
+    | Drain
 )
 
 
@@ -173,7 +197,13 @@ class CaptureDone(_Message, frozen=True, kw_only=True):
     checkpoint: Checkpoint
 
 
-ReplyBody = Done | Started | CaptureDone
+class ReplicaLogs(_Message, frozen=True, kw_only=True):
+    """The newest output of a replica."""
+
+    text: str
+
+
+ReplyBody = Done | Started | CaptureDone | ReplicaLogs
 
 
 class Reply(_Message, frozen=True, kw_only=True):
@@ -236,7 +266,8 @@ class Open(_Message, frozen=True, kw_only=True):
     """The edge takes a parked connection: connect it to ``service``.
 
     Services: ``kernel/<session>`` (session stream), ``files/<session>`` (workspace protocol),
-    ``port/<n>`` (a TCP port of the host's own loopback address), ``shell`` (a terminal).
+    ``port/<n>`` (a TCP port of the host's own loopback address), ``svc/<service>`` (the host's
+    balancer: HTTP/1.1 to the replicas of a service), ``shell`` (a terminal).
     """
 
     service: str
