@@ -1,0 +1,1 @@
+"""Services: replicas of a task behind an endpoint, on two levels."""
