@@ -25,7 +25,7 @@ from roost.agent.tasks import Tasks
 from roost.kit.ids import SystemIds
 from roost.ports import keeper as k
 from roost.ports import wire
-from roost.ports.driver import TaskHandle, TaskOrder
+from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
 from roost.ports.errors import Gone, Invalid, Retry, RoostError, StaleEpoch, to_wire
 from roost.ports.kernels import Checkpoint, RestoreReport, VariableReport
 from roost.ports.values import Notice
@@ -249,6 +249,19 @@ class FakeDriver:
     async def alive(self, task_id: str) -> bool:
         keeper = self.keepers.get(task_id)
         return keeper is not None and not keeper.stopped.is_set()
+
+    async def ended(self, task_id: str) -> int | None:
+        return None if await self.alive(task_id) else -1
+
+    async def usage(self, task_id: str) -> TaskUsage:
+        return TaskUsage()
+
+    async def logs(self, task_id: str, *, tail_bytes: int) -> str:
+        return ""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        return ()
 
     async def kill(self, task_id: str) -> None:
         """SIGKILL by somebody."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from roost.ports.clock import Clock
-from roost.ports.driver import TaskHandle, TaskOrder
+from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
 from roost.ports.errors import Invalid, Never
 
 MARK = "ROOST_TASK"
@@ -35,6 +35,7 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     pid: int = 0
     started_ticks: int = 0
+    log_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,17 @@ class ProcessDriver:
     async def start(self, order: TaskOrder) -> TaskHandle:
         if not _TASK_ID.fullmatch(order.task_id):
             raise Invalid(f"{order.task_id!r} cannot name a task")
+        if order.image:
+            raise Invalid(
+                f"task {order.task_id} wants image {order.image}, but this runs processes only",
+                hint="a host with a container engine runs images",
+            )
         if not order.argv:
             raise Invalid(f"task {order.task_id} has no command")
         running = self._find(order.task_id)
         if running is not None:
             return running
-        file = _TaskFile(task_id=order.task_id, argv=order.argv)
+        file = _TaskFile(task_id=order.task_id, argv=order.argv, log_path=order.log_path)
         self._write(file)
         try:
             child = self._spawn(order)
@@ -97,6 +103,32 @@ class ProcessDriver:
     async def alive(self, task_id: str) -> bool:
         return self._find(task_id) is not None
 
+    async def ended(self, task_id: str) -> int | None:
+        if self._find(task_id) is not None:
+            return None
+        code = self.exit_code(task_id)
+        if code is None:
+            return -1  # another driver's child: the system told its status to nobody who lives
+        return 128 - code if code < 0 else code
+
+    async def usage(self, task_id: str) -> TaskUsage:
+        return TaskUsage()
+
+    async def logs(self, task_id: str, *, tail_bytes: int) -> str:
+        file = self._read(task_id) if _TASK_ID.fullmatch(task_id) else None
+        if file is None or not file.log_path or tail_bytes <= 0:
+            return ""
+        try:
+            with Path(file.log_path).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - tail_bytes))
+                return log.read(tail_bytes).decode(errors="replace")
+        except OSError:
+            return ""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        return ()
+
     def exit_code(self, task_id: str) -> int | None:
         """Exit status of an ended task that this very driver started; None while it runs or unknown."""
         child = self._children.get(task_id)
@@ -113,7 +145,8 @@ class ProcessDriver:
 
     def _spawn(self, order: TaskOrder) -> subprocess.Popen[bytes]:
         own = {name: value for name, value in os.environ.items() if name not in _SECRET}
-        environ = {**own, **order.env, MARK: order.task_id}
+        where = {"HOST": order.address, "PORT": str(order.port)} if order.port else {}
+        environ = {**own, **where, **order.env, MARK: order.task_id}
         with contextlib.ExitStack() as stack:
             output = subprocess.DEVNULL
             if order.log_path:
@@ -129,11 +162,16 @@ class ProcessDriver:
                 start_new_session=True,
             )
 
+    def _read(self, task_id: str) -> _TaskFile | None:
+        try:
+            return msgspec.json.decode(self._path(task_id).read_bytes(), type=_TaskFile)
+        except (OSError, msgspec.DecodeError):
+            return None
+
     def _find(self, task_id: str) -> TaskHandle | None:
         """The handle of the running task."""
-        try:
-            file = msgspec.json.decode(self._path(task_id).read_bytes(), type=_TaskFile)
-        except (OSError, msgspec.DecodeError):
+        file = self._read(task_id)
+        if file is None:
             return None
         if not file.pid:
             return self._adopt_unrecorded(file)
