@@ -20,6 +20,8 @@ SNAPSHOT_LIMIT = 64 << 20
 """Largest snapshot on the wire, in bytes (about 200,000 routes)."""
 STREAM_KINDS = ("kernel", "files", "shell")
 """Kinds of routes that carry raw streams to a host."""
+SERVICE_KIND = "svc/"
+"""Begins the names of routes to services: ``svc/<service id>``."""
 
 
 class _Target(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -51,7 +53,26 @@ class Hold(_Target, frozen=True, kw_only=True):
     """Nobody yet: requests wait, within bounds."""
 
 
-Target = Tcp | Unix | Host | Hold
+class HostMember(msgspec.Struct, frozen=True, kw_only=True):
+    """A host among those that serve a service."""
+
+    host_id: str
+    weight: float = 1.0
+    """Its share: what it can serve at once beside the others (its ready replicas, say)."""
+    draining: bool = False
+    """It gets nothing new; what is in flight may end."""
+
+
+class Hosts(_Target, frozen=True, kw_only=True):
+    """A service on several hosts: HTTP through their data connections, balanced by the load they report.
+    Without a member that may be asked, requests wait as on ``Hold``."""
+
+    service: str
+    """What the hosts open: ``svc/<id>``."""
+    members: tuple[HostMember, ...] = ()
+
+
+Target = Tcp | Unix | Host | Hosts | Hold
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +87,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 (hex) of the bearer tokens that may pass; empty = open."""
     hold_s: float = HOLD_S
     tenant: str = DEFAULT_TENANT
+    hosts: tuple[str, ...] = ()
+    """Host names (lower case, no port) whose requests are this route's, whatever their path."""
+    strip: bool = False
+    """The prefix is taken off before a request is passed on (not where the host name matched)."""
+    bound_s: float = 0.0
+    """Requests that take longer are counted as late; 0 = none is."""
 
     @property
     def id(self) -> str:
@@ -75,7 +102,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def state(self) -> str:
         """``hold`` or ``live``."""
-        return "hold" if isinstance(self.target, Hold) else "live"
+        held = isinstance(self.target, Hold) or self.target == Hosts(service=self.serves)
+        return "hold" if held else "live"
+
+    @property
+    def serves(self) -> str:
+        """What its hosts open, where it is the route of a service (also while it is on hold)."""
+        return self.name if self.name.startswith(SERVICE_KIND) else ""
 
     @property
     def streams(self) -> bool:
@@ -95,6 +128,7 @@ class RouteTable:
         self.version = version
         self.by_name = {route.name: route for route in routes}
         self._by_prefix = {route.prefix.rstrip("/"): route for route in self.by_name.values()}
+        self.by_host = {host: route for route in self.by_name.values() for host in route.hosts}
         self._depth = max((prefix.count("/") for prefix in self._by_prefix), default=0)
 
     def match(self, path: str) -> Route | None:
@@ -168,9 +202,45 @@ class HostDataDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     host_id: str
 
 
-EdgeEvent = HoldWaiting | HostDataUp | HostDataDown
+class ServiceSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One service as an edge saw it. Counters run since the edge began: differences count."""
+
+    service_id: str
+    arrived: int = 0
+    """Requests, counted when they came."""
+    finished: int = 0
+    errors: int = 0
+    """Of the finished: 5xx, or an answer cut off."""
+    late: int = 0
+    """Of the finished: longer than the route's ``bound_s``, without those that were held."""
+    held_finished: int = 0
+    """Of the finished: had to wait for a host (a start from zero, hosts lost)."""
+    held_late: int = 0
+    """Of those: longer than the bound."""
+    retried: int = 0
+    """Sent to another host after one failed."""
+    in_flight: int = 0
+    """With a host now (open WebSockets too)."""
+    held: int = 0
+    """Waiting for a host now."""
+    slow: tuple[int, ...] = ()
+    """Finished ones by seconds from arrival to the answer's end, by ``ports.replicas.BOUNDS_S``."""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """edge -> control, each second: what was asked of the services. A service that is not named has not
+    changed."""
+
+    edge: int
+    began_s: float
+    """When this edge began (UTC seconds): another value means that its counters began anew."""
+    at_s: float
+    services: tuple[ServiceSeen, ...] = ()
+
+
+EdgeEvent = HoldWaiting | HostDataUp | HostDataDown | Seen
 ToEdge = RouteSnapshot
-FromEdge = RouteAck | HoldWaiting | HostDataUp | HostDataDown
+FromEdge = RouteAck | HoldWaiting | HostDataUp | HostDataDown | Seen
 
 
 def to_edge() -> Frames[RouteSnapshot]:

@@ -66,6 +66,9 @@ class _Change:
     tokens: tuple[str, ...] | None = None
     hold_s: float | None = None
     removed: bool = False
+    hosts: tuple[str, ...] | None = None
+    strip: bool | None = None
+    bound_s: float | None = None
 
     def applied(self, name: str, old: Route | None) -> Route:
         base = old or Route(name=name, prefix=default_prefix(name), target=Hold())
@@ -76,6 +79,9 @@ class _Change:
             prefix=base.prefix if self.prefix is None else self.prefix,
             tokens=base.tokens if self.tokens is None else self.tokens,
             hold_s=base.hold_s if self.hold_s is None else self.hold_s,
+            hosts=base.hosts if self.hosts is None else self.hosts,
+            strip=base.strip if self.strip is None else self.strip,
+            bound_s=base.bound_s if self.bound_s is None else self.bound_s,
         )
 
 
@@ -117,9 +123,13 @@ class GatewayService:
         prefix: str | None = None,
         tokens: tuple[str, ...] | None = None,
         hold_s: float | None = None,
+        hosts: tuple[str, ...] | None = None,
+        strip: bool | None = None,
+        bound_s: float | None = None,
     ) -> None:
         """Send ``name`` to ``target``. None keeps what the route has (or its default)."""
-        await self._write(name, _Change(target, epoch, prefix, tokens, hold_s))
+        change = _Change(target, epoch, prefix, tokens, hold_s, False, hosts, strip, bound_s)
+        await self._write(name, change)
 
     async def hold(
         self,
