@@ -20,6 +20,18 @@ class PurchaseOption(StrEnum):
     DEDICATED_HOST = "dedicated_host"
 
 
+class Allocation(StrEnum):
+    """How the offers that satisfy an ask are put in order."""
+
+    PRICE_CAPACITY = "price-capacity-optimized"
+    """By what a useful hour costs: price, performance and the expected loss from being taken."""
+    LOWEST_PRICE = "lowest-price"
+    CAPACITY = "capacity-optimized"
+    """By how long they last."""
+    PRIORITIZED = "prioritized"
+    """In the order of the ask's instance types."""
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine has or a task needs."""
 
@@ -74,6 +86,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     avoid_regions: tuple[str, ...] = ()
     avoid_pools: tuple[str, ...] = ()
     """Offer keys that refused or interrupted lately."""
+    allocation: Allocation = Allocation.PRICE_CAPACITY
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
