@@ -1,0 +1,215 @@
+"""Which host gets the next container. Filters first, scores what is left, keeps the columns true.
+
+``place_many`` gives the same hosts as ``place`` one after the other on the asks sorted (those that follow
+others last, then biggest first): alike asks are scored once, and only the chosen host again.
+"""
+
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roost.placement.conditions import Condition, caps, conditions
+from roost.placement.hosts import Floats, Hosts, Mask
+from roost.placement.model import Ask, Choice, Weights, check
+
+DEFAULT = Weights()
+_SPARE_CANDIDATES = 8
+
+
+class _Fit(NamedTuple):
+    """Hosts that may have it and their scores."""
+
+    rows: NDArray[np.intp]
+    scores: Floats
+    relaxed: tuple[str, ...]
+
+
+def place(ask: Ask, hosts: Hosts, *, container: str = "", weights: Weights = DEFAULT) -> Choice:
+    """The best host for one container; it is on it from now on."""
+    check(ask)
+    fit = _fit(hosts, ask, weights)
+    if not len(fit.rows):
+        return Choice(None, container=container, why=explain(hosts, ask))
+    return _put(hosts, ask, int(fit.rows[fit.scores.argmin()]), container, fit.relaxed)
+
+
+def place_many(
+    asks: Sequence[Ask],
+    hosts: Hosts,
+    *,
+    containers: Sequence[str] = (),
+    weights: Weights = DEFAULT,
+) -> list[Choice]:
+    """A choice for each, in their order; what was placed is on its host from now on."""
+    names = containers or [""] * len(asks)
+    alike: dict[Ask, list[int]] = {}
+    by_object: dict[int, list[int]] = {}
+    for at, ask in enumerate(asks):
+        known = by_object.get(id(ask))
+        if known is None:
+            check(ask)
+            known = by_object[id(ask)] = alike.setdefault(ask, [])
+        known.append(at)
+    choices: list[Choice] = [Choice(None)] * len(asks)
+    for ask in _biggest_first(list(alike), hosts):
+        places = alike[ask]
+        made = _alike(hosts, ask, [names[i] for i in places], weights)
+        for i, choice in zip(places, made, strict=True):
+            choices[i] = choice
+    return choices
+
+
+def _biggest_first(asks: list[Ask], hosts: Hosts) -> list[Ask]:
+    """Those that follow another service after it; then by the largest share of a mean host."""
+    n = hosts.height
+    means = [float(np.mean(w[:n])) if n else 0.0 for w in hosts.weight]
+    gpu = float(np.mean(hosts.gpu_weight[:n])) if n else 0.0
+
+    def key(ask: Ask) -> tuple[bool, float]:
+        follows = any(not r.apart and r.service != ask.service for r in ask.affinity)
+        parts = [a * m for a, m in zip(hosts.need(ask), means, strict=True)]
+        return follows, -max(*parts, ask.gpus * gpu)
+
+    return sorted(asks, key=key)
+
+
+def _fit(hosts: Hosts, ask: Ask, weights: Weights) -> _Fit:
+    met: Mask = np.ones(hosts.height, np.bool_)
+    wishes: list[Condition] = []
+    for condition in conditions(hosts, ask):
+        if condition.strict:
+            met &= condition.met
+        else:
+            wishes.append(condition)
+    if _wants_safe(hosts, ask, weights):
+        safe = hosts.survival[: hosts.height] >= weights.safe
+        wishes.append(Condition("too likely to go for the only replica", safe, strict=False))
+    relaxed = []
+    for wish in wishes:
+        both = met & wish.met
+        if both.any():
+            met = both
+        else:
+            relaxed.append(wish.words)
+    rows = np.flatnonzero(met)
+    return _Fit(rows, _scores(hosts, ask, weights)[rows], tuple(relaxed) if len(rows) else ())
+
+
+def _wants_safe(hosts: Hosts, ask: Ask, weights: Weights) -> bool:
+    """Whether no replica of its service is on a host that lasts."""
+    on = hosts.tally(ask.service).hosts
+    return not any(hosts.survival[row] >= weights.safe for row in on)
+
+
+def _scores(hosts: Hosts, ask: Ask, weights: Weights) -> Floats:
+    """What each host costs this container, whether it fits or not."""
+    n = hosts.height
+    left = hosts.idle[:n].copy()
+    for weight, amount in zip(hosts.weight, hosts.need(ask), strict=True):
+        if amount:
+            left -= amount * weight[:n]
+    if ask.gpus:
+        left -= ask.gpus * hosts.gpu_weight[:n]
+    score: Floats = left if weights.pack == 1.0 else left * weights.pack
+    lasting = weights.risk * ask.loss - weights.spare * (1.0 - ask.loss)
+    if lasting:
+        score -= lasting * hosts.survival[:n]
+    score += weights.wait * hosts.wait_min[:n]
+    if not ask.gpus and hosts.gpu_free.shape[1]:
+        score += weights.gpu * (hosts.gpu_size[:n] > 0.0)
+    score += hosts.order[:n]
+    return score
+
+
+def _put(hosts: Hosts, ask: Ask, row: int, container: str, relaxed: tuple[str, ...] = ()) -> Choice:
+    placed = hosts.put(ask, row, container)
+    facts = hosts.facts[row]
+    return Choice(
+        facts.id,
+        row,
+        placed.id,
+        relaxed=relaxed,
+        left=float(hosts.idle[row]),
+        ready_in_s=facts.ready_in_s,
+        survival=facts.survival,
+    )
+
+
+def _alike(hosts: Hosts, ask: Ask, names: list[str], weights: Weights) -> list[Choice]:
+    """Several of the same: scored once for all, the chosen host again each time."""
+    made: list[Choice] = []
+    while len(made) < len(names):
+        fit = _fit(hosts, ask, weights)
+        if not len(fit.rows):
+            why = explain(hosts, ask)
+            return made + [Choice(None, container=name, why=why) for name in names[len(made) :]]
+        # Where the first one changes the conditions of the next ones, it goes alone.
+        alone = bool(fit.relaxed) or _wants_safe(hosts, ask, weights) or _first_of_own(hosts, ask)
+        wanted = 1 if alone else len(names) - len(made)
+        made += _from_best(hosts, ask, fit, names[len(made) : len(made) + wanted], weights)
+    return made
+
+
+def _first_of_own(hosts: Hosts, ask: Ask) -> bool:
+    return not hosts.tally(ask.service).hosts and any(
+        r.service == ask.service and not r.apart for r in ask.affinity
+    )
+
+
+def _from_best(
+    hosts: Hosts, ask: Ask, fit: _Fit, names: list[str], weights: Weights
+) -> list[Choice]:
+    """As many as the best candidates take; at least one."""
+    best = len(names) + _SPARE_CANDIDATES
+    rows, scores = fit.rows, fit.scores
+    if len(rows) > best:
+        near = np.argpartition(scores, best)[:best]
+        rows, scores = rows[near], scores[near]
+    heap = list(zip(scores.tolist(), rows.tolist(), strict=True))
+    heapq.heapify(heap)
+    limits = caps(ask, soft=True)
+    tally, need = hosts._tally(ask.counted_as), hosts.need(ask)
+    made: list[Choice] = []
+    while heap and len(made) < len(names):
+        score, row = heap[0]
+        codes = hosts.codes[row]
+        if any(
+            (tally.hosts.get(row, 0) if kind < 0 else tally.domains[kind].get(codes[kind], 0))
+            >= cap
+            for kind, cap in limits
+        ):
+            heapq.heappop(heap)
+            continue
+        before = hosts.idle[row]
+        made.append(_put(hosts, ask, row, names[len(made)]))
+        if _another(hosts, ask, row, need):
+            heapq.heapreplace(heap, (score - weights.pack * float(before - hosts.idle[row]), row))
+        else:
+            heapq.heappop(heap)
+    return made
+
+
+def _another(hosts: Hosts, ask: Ask, row: int, need: tuple[float, ...]) -> bool:
+    if ask.gpus >= 1.0 and hosts.gpu_whole[row] < ask.gpus:
+        return False
+    if 0.0 < ask.gpus < 1.0 and hosts.gpu_most[row] < ask.gpus - 1e-9:
+        return False
+    return all(free[row] >= amount - 1e-9 for free, amount in zip(hosts.free, need, strict=True))
+
+
+def explain(hosts: Hosts, ask: Ask) -> str:
+    """Why no host gets it: how many lack what, each counted at the first condition it fails."""
+    total = len(hosts.index)
+    if not total:
+        return f"{ask.service}: there is no host"
+    left = np.zeros(hosts.height, np.bool_)
+    left[hosts.rows()] = True
+    parts = []
+    for condition in conditions(hosts, ask):
+        if condition.strict and (lost := int(np.count_nonzero(left & ~condition.met))):
+            parts.append(f"{lost} {condition.words}")
+            left &= condition.met
+    return f"{ask.service}: none of {total} hosts: " + (", ".join(parts) or "all would do")
