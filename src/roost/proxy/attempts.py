@@ -77,6 +77,7 @@ class Attempts:
         "request_id",
         "retries",
         "simple",
+        "waited_s",
         "was_hedged",
         "watched",
     )
@@ -114,6 +115,8 @@ class Attempts:
         """Who was sent the request last."""
         self.retries = 0
         self.bytes_in = 0
+        self.waited_s = 0.0
+        """From its arrival until it was sent (for the last time)."""
         self._tried: list[Upstream] = []
         self._sent = 0
         self._changes: Pairs = ()
@@ -295,6 +298,7 @@ class Attempts:
         back.upstream = upstream
         back.reader = None
         back.began_s = self._time()
+        self.waited_s = back.began_s - self.began_s
         self.last = upstream
         self._sent += 1
 

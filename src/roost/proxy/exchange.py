@@ -66,6 +66,7 @@ class Exchange(Attempts):
         back.upstream = self.last = upstream
         back.began_s = now_s
         self._sent = 1
+        self.waited_s = 0.0
         head = request.forwarded or request.forward()
         back.transport.write(self.numbered(head) if request.numbered else head)
         self.client.deadline_s = now_s + plan.timeouts.response_s
@@ -477,6 +478,7 @@ class Exchange(Attempts):
         record.bytes_out = self.bytes_out
         record.began_s = self.began_s
         record.seconds = self._time() - self.began_s
+        record.waited_s = self.waited_s
         record.outcome = self.outcome
         record.retries = self.retries
         record.hedged = self.was_hedged
@@ -503,13 +505,17 @@ class Exchange(Attempts):
         back.upstream = None
         release, self.release = self.release, None
         idle_s = self.plan.timeouts.stream_s if self.plan is not None else 0.0
+        route = self.plan.name if self.plan is not None else ""
         self.back = None
         self.finish()
         time = self._time
+        began_s, told = time(), self.proxy.on_tunnel
 
-        def ended(_: Tunnel) -> None:
+        def ended(tunnel: Tunnel) -> None:
             if upstream is not None:
                 upstream.end(_OK, first_s, time())
+            if told is not None:
+                told(route, upstream, tunnel, time() - began_s)
             if release is not None:
                 release()
             if gone is not None:

@@ -21,7 +21,7 @@ from roost.proxy.attempts import Attempts
 from roost.proxy.exchange import Exchange
 from roost.proxy.framing import FIELD_LIMIT, HEAD_LIMIT, FramingError, head_end, too_large
 from roost.proxy.heads import MEMO_KEY, Origin, Request, read_request
-from roost.proxy.plan import Observer, Plan, Router, Tally
+from roost.proxy.plan import Observer, Plan, Router, Tally, TunnelOver
 from roost.proxy.pool import Pool
 from roost.proxy.secure import GONE, SecureConnection
 from roost.proxy.tunnel import WRITE_HIGH, Tunnel, tune
@@ -96,6 +96,7 @@ class Proxy:
     """Begins the ids given to requests; empty: they get none. Unique to the process."""
     on_waiting: Callable[[str], None] | None = None
     """Told the name of a plan for which requests are held."""
+    on_tunnel: TunnelOver | None = None
     listeners: dict[str, Limits] = field(default_factory=dict)
     """Limits of listeners that have their own."""
     clients: set["ClientConnection"] = field(default_factory=set)
@@ -200,6 +201,10 @@ class Proxy:
     def held(self) -> int:
         """Requests waiting for a backend."""
         return len(self._held)
+
+    def held_by_plan(self) -> Counter[str]:
+        """The same, by the names of their plans."""
+        return Counter([e.plan.name for e in self._held if e.plan is not None])
 
     @property
     def busy(self) -> int:

@@ -83,6 +83,7 @@ class Finished:
         "status",
         "target",
         "upstream",
+        "waited_s",
     )
 
     route: str
@@ -100,6 +101,8 @@ class Finished:
     began_s: float
     """Of the loop's clock."""
     seconds: float
+    waited_s: float
+    """Of these, before it was sent to the backend that answered."""
     outcome: str
     """``ok``, ``own`` (answered here), ``cut`` (the answer broke off), ``gone`` (the client left)."""
     retries: int
@@ -116,6 +119,8 @@ class Observer(Protocol):
         """Must be quick and never raise."""
 
 
+TunnelOver = Callable[[str, "Upstream | None", Tunnel, float], None]
+"""Told of a tunnel that has ended: route, backend, the tunnel, seconds."""
 Tally = Callable[[str, "Upstream", int, float, int], None]
 """Told of an ordinary exchange that is over: route, backend, status, seconds, bytes of the answer."""
 

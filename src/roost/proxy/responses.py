@@ -22,7 +22,7 @@ from roost.proxy.fields import (
 from roost.proxy.framing import Body, ChunkedBody, Fields, FramingError, LengthBody, UntilClose
 from roost.proxy.heads import Memo
 
-_LOAD = re.compile(rb"active=([0-9]{1,6});\s*slots=([0-9]{1,6})")
+_LOAD = re.compile(rb"active=([0-9]{1,6});\s*slots=([0-9]{1,6})(?:;.*)?")
 _names = Names(MEANINGS | {b"roost-load": LOAD})
 
 

@@ -285,6 +285,7 @@ class TcpRoute:
         record.bytes_in, record.bytes_out = moved
         record.began_s = client.began_s
         record.seconds = asyncio.get_running_loop().time() - client.began_s
+        record.waited_s = 0.0
         record.outcome = "ok" if upstream is not None else "own" if refused else "gone"
         record.retries = max(0, client.tries - 1)
         record.hedged = False
