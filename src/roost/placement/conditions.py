@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from roost.placement.hosts import Hosts, Mask, Tally
-from roost.placement.model import DOMAINS, TINY, Ask, By, Spread
+from roost.placement.model import DOMAINS, TINY, Ask, By
 
 
 class Condition(NamedTuple):
@@ -95,15 +95,11 @@ def _spread(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
         yield Condition(f"in a {rule.by} that has its {cap} of {ask.wanted}", met, rule.strict)
 
 
-def caps(ask: Ask, *, soft: bool) -> list[tuple[int, int]]:
-    """(place in ``DOMAINS``, or -1 for the host; cap) of what one more of the same could break."""
-    rules = [r for r in ask.spread if r.strict or soft]
-    rules += [
-        Spread(by=r.by, most=1)
-        for r in ask.affinity
-        if r.apart and r.service == ask.service and (r.strict or soft)
-    ]
-    return [(-1 if r.by is By.HOST else DOMAINS.index(r.by), r.cap(ask.wanted)) for r in rules]
+def caps(ask: Ask) -> list[tuple[str, int, int]]:
+    """What one more of the same could break: (whose tally, place in ``DOMAINS`` or -1 for the host, cap)."""
+    limits = [(ask.counted_as, r.by, r.cap(ask.wanted)) for r in ask.spread]
+    limits += [(ask.service, r.by, 1) for r in ask.affinity if r.apart and r.service == ask.service]
+    return [(of, -1 if by is By.HOST else DOMAINS.index(by), cap) for of, by, cap in limits]
 
 
 def _without(hosts: Hosts, by: By, tally: Tally, cap: int) -> Mask:

@@ -45,19 +45,23 @@ class Tally:
 
     def add(self, host: int, codes: Sequence[int], by: int) -> None:
         """One more (or less) on this host."""
-        _bump(self.hosts, host, by)
+        if by > 0:  # the way of every placement, therefore without a call
+            self.hosts[host] = self.hosts.get(host, 0) + by
+            for counts, code in zip(self.domains, codes, strict=True):
+                counts[code] = counts.get(code, 0) + by
+            return
+        _less(self.hosts, host)
         for counts, code in zip(self.domains, codes, strict=True):
-            _bump(counts, code, by)
+            _less(counts, code)
 
     def where(self, kind: By) -> dict[int, int]:
         """Count by host, or by code of the domain."""
         return self.hosts if kind is By.HOST else self.domains[DOMAINS.index(kind)]
 
 
-def _bump(counts: dict[int, int], key: int, by: int) -> None:
-    now = counts.get(key, 0) + by
-    if now:
-        counts[key] = now
+def _less(counts: dict[int, int], key: int) -> None:
+    if counts[key] > 1:
+        counts[key] -= 1
     else:
         del counts[key]
 
@@ -246,51 +250,75 @@ class Hosts:
         self._account(placed, 1.0)
         return placed
 
+    def put_alike(self, ask: Ask, rows: Sequence[int], containers: Sequence[str]) -> list[Placed]:
+        """``put`` for several of the same at once."""
+        made = []
+        for row, name in zip(rows, containers, strict=True):
+            if not name:
+                self._numbered += 1
+                name = f"#{self._numbered}"
+            if name in self.containers:
+                raise Conflict(f"container {name} is already placed")
+            placed = Placed(name, ask, row)
+            self.containers[name] = self.on[row][name] = placed
+            if ask.gpus:
+                self._devices(placed, -1.0)
+            self._count(placed, 1)
+            made.append(placed)
+        at, counts = np.unique(np.asarray(rows, np.intp), return_counts=True)
+        idle = np.zeros(len(at))
+        for free, weight, amount in zip(self.free, self.weight, self.need(ask), strict=True):
+            free[at] -= counts * amount
+            idle += amount * weight[at]
+        if ask.gpus:
+            idle += ask.gpus * self.gpu_weight[at]
+        self.idle[at] -= counts * idle
+        return made
+
     def _account(self, placed: Placed, sign: float) -> None:
         ask, row = placed.ask, placed.host
         idle = 0.0
         for free, weight, amount in zip(self.free, self.weight, self.need(ask), strict=True):
             free[row] += sign * amount
-            idle += amount * weight[row]
+            idle += amount * float(weight[row])
         if ask.gpus:
             self._devices(placed, sign)
-            idle += ask.gpus * self.gpu_weight[row]
+            idle += ask.gpus * float(self.gpu_weight[row])
         self.idle[row] += sign * idle
+        self._count(placed, 1 if sign < 0 else -1)
+
+    def _count(self, placed: Placed, by: int) -> None:
         if not placed.counts:
             return
-        by, codes = (1 if sign < 0 else -1), self.codes[row]
-        self._tally(ask.service).add(row, codes, by)
+        ask, row = placed.ask, placed.host
+        codes = self.codes[row]
+        self.tally(ask.service).add(row, codes, by)
         if ask.peers:
-            self._tally(ask.peers).add(row, codes, by)
+            self.tally(ask.peers).add(row, codes, by)
         for rule in ask.affinity:
             if rule.apart and rule.strict:
                 others = self._repelled.setdefault(rule.service, {})
-                others.setdefault(rule.by, Tally()).add(row, codes, by)
+                if rule.by not in others:
+                    others[rule.by] = Tally()
+                others[rule.by].add(row, codes, by)
 
     def _devices(self, placed: Placed, sign: float) -> None:
-        gpus, free = placed.ask.gpus, self.gpu_free[placed.host]
+        gpus, row = placed.ask.gpus, placed.host
+        free: list[float] = self.gpu_free[row, : self.facts[row].gpus].tolist()
         if sign < 0:
-            if gpus < 1.0:
-                # The fullest device that still has the share; none: the emptiest is overcommitted.
-                fits = np.where(free >= gpus - TINY, free, np.inf)
-                best = int(fits.argmin()) if np.isfinite(fits).any() else int(free.argmax())
-                placed.devices = (best,) if len(free) else ()
-            else:
-                placed.devices = tuple(np.argsort(-free, kind="stable")[: int(gpus)].tolist())
+            placed.devices = _choose_devices(free, gpus)
         for device in placed.devices:
             free[device] += sign * min(gpus, 1.0)
-        self.gpu_most[placed.host] = free.max(initial=0.0)
-        self.gpu_whole[placed.host] = np.count_nonzero(free >= 1.0 - TINY)
+            self.gpu_free[row, device] = free[device]
+        self.gpu_most[row] = max(free, default=0.0)
+        self.gpu_whole[row] = sum(share >= 1.0 - TINY for share in free)
 
-    def _tally(self, name: str) -> Tally:
+    def tally(self, name: str) -> Tally:
+        """Where the replicas of a service (or of a name in ``Ask.peers``) are."""
         tally = self._tallies.get(name)
         if tally is None:
             tally = self._tallies[name] = Tally()
         return tally
-
-    def tally(self, name: str) -> Tally:
-        """Where the replicas of a service (or of a name in ``Ask.peers``) are."""
-        return self._tallies.get(name) or Tally()
 
     def repelled(self, service: str) -> list[tuple[By, Tally]]:
         """Where others are who stay apart from this service."""
@@ -312,6 +340,14 @@ class Hosts:
             for name, others in self._repelled.items()
         }
         return twin
+
+
+def _choose_devices(free: list[float], gpus: float) -> tuple[int, ...]:
+    """The fullest device that has the share, or whole ones; where none has, the emptiest."""
+    order = sorted(range(len(free)), key=free.__getitem__)
+    if gpus >= 1.0:
+        return tuple(order[-int(gpus) :])
+    return tuple(order and [next((d for d in order if free[d] >= gpus - TINY), order[-1])])
 
 
 def _longer(column: NDArray[Any], room: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from roost.placement.conditions import Condition, caps, conditions
 from roost.placement.hosts import Floats, Hosts, Mask
-from roost.placement.model import Ask, Choice, Weights, check
+from roost.placement.model import TINY, Ask, Choice, Weights, check
 
 DEFAULT = Weights()
 _SPARE_CANDIDATES = 8
@@ -33,7 +33,7 @@ def place(ask: Ask, hosts: Hosts, *, container: str = "", weights: Weights = DEF
     fit = _fit(hosts, ask, weights)
     if not len(fit.rows):
         return Choice(None, container=container, why=explain(hosts, ask))
-    return _put(hosts, ask, int(fit.rows[fit.scores.argmin()]), container, fit.relaxed)
+    return _on_best(hosts, ask, fit, container)
 
 
 def place_many(
@@ -124,18 +124,15 @@ def _scores(hosts: Hosts, ask: Ask, weights: Weights) -> Floats:
     return score
 
 
-def _put(hosts: Hosts, ask: Ask, row: int, container: str, relaxed: tuple[str, ...] = ()) -> Choice:
-    placed = hosts.put(ask, row, container)
+def _on_best(hosts: Hosts, ask: Ask, fit: _Fit, container: str) -> Choice:
+    placed = hosts.put(ask, int(fit.rows[fit.scores.argmin()]), container)
+    return _choice(hosts, placed.host, placed.id, fit.relaxed)
+
+
+def _choice(hosts: Hosts, row: int, container: str, relaxed: tuple[str, ...]) -> Choice:
     facts = hosts.facts[row]
-    return Choice(
-        facts.id,
-        row,
-        placed.id,
-        relaxed=relaxed,
-        left=float(hosts.idle[row]),
-        ready_in_s=facts.ready_in_s,
-        survival=facts.survival,
-    )
+    left = float(hosts.idle[row])
+    return Choice(facts.id, row, container, "", relaxed, left, facts.ready_in_s, facts.survival)
 
 
 def _alike(hosts: Hosts, ask: Ask, names: list[str], weights: Weights) -> list[Choice]:
@@ -147,9 +144,10 @@ def _alike(hosts: Hosts, ask: Ask, names: list[str], weights: Weights) -> list[C
             why = explain(hosts, ask)
             return made + [Choice(None, container=name, why=why) for name in names[len(made) :]]
         # Where the first one changes the conditions of the next ones, it goes alone.
-        alone = bool(fit.relaxed) or _wants_safe(hosts, ask, weights) or _first_of_own(hosts, ask)
-        wanted = 1 if alone else len(names) - len(made)
-        made += _from_best(hosts, ask, fit, names[len(made) : len(made) + wanted], weights)
+        if fit.relaxed or _wants_safe(hosts, ask, weights) or _first_of_own(hosts, ask):
+            made.append(_on_best(hosts, ask, fit, names[len(made)]))
+        else:
+            made += _from_best(hosts, ask, fit, names[len(made) :], weights)
     return made
 
 
@@ -168,36 +166,70 @@ def _from_best(
     if len(rows) > best:
         near = np.argpartition(scores, best)[:best]
         rows, scores = rows[near], scores[near]
-    heap = list(zip(scores.tolist(), rows.tolist(), strict=True))
+    step, room = _per_container(hosts, ask, rows)
+    steps = (step * weights.pack).tolist()
+    room_left = room.tolist()
+    heap = list(zip(scores.tolist(), rows.tolist(), range(len(rows)), strict=True))
     heapq.heapify(heap)
-    limits = caps(ask, soft=True)
-    tally, need = hosts._tally(ask.counted_as), hosts.need(ask)
-    made: list[Choice] = []
-    while heap and len(made) < len(names):
-        score, row = heap[0]
-        codes = hosts.codes[row]
-        if any(
-            (tally.hosts.get(row, 0) if kind < 0 else tally.domains[kind].get(codes[kind], 0))
-            >= cap
-            for kind, cap in limits
-        ):
+    counts = _Counts(hosts, ask)
+    chosen: list[int] = []
+    while heap and len(chosen) < len(names):
+        score, row, at = heap[0]
+        if not counts.admits(row):
             heapq.heappop(heap)
             continue
-        before = hosts.idle[row]
-        made.append(_put(hosts, ask, row, names[len(made)]))
-        if _another(hosts, ask, row, need):
-            heapq.heapreplace(heap, (score - weights.pack * float(before - hosts.idle[row]), row))
+        counts.add(row)
+        chosen.append(row)
+        room_left[at] -= 1
+        if room_left[at] > 0:
+            heapq.heapreplace(heap, (score - steps[at], row, at))
         else:
             heapq.heappop(heap)
-    return made
+    placed = hosts.put_alike(ask, chosen, names[: len(chosen)])
+    return [_choice(hosts, p.host, p.id, fit.relaxed) for p in placed]
 
 
-def _another(hosts: Hosts, ask: Ask, row: int, need: tuple[float, ...]) -> bool:
-    if ask.gpus >= 1.0 and hosts.gpu_whole[row] < ask.gpus:
-        return False
-    if 0.0 < ask.gpus < 1.0 and hosts.gpu_most[row] < ask.gpus - 1e-9:
-        return False
-    return all(free[row] >= amount - 1e-9 for free, amount in zip(hosts.free, need, strict=True))
+def _per_container(hosts: Hosts, ask: Ask, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Of each row: the share of the host one container takes, and how many fit."""
+    step, room = np.zeros(len(rows)), np.full(len(rows), np.inf)
+    for free, weight, amount in zip(hosts.free, hosts.weight, hosts.need(ask), strict=True):
+        if amount:
+            step += amount * weight[rows]
+            room = np.minimum(room, (free[rows] + TINY) // amount)
+    if ask.gpus:
+        step += ask.gpus * hosts.gpu_weight[rows]
+        if ask.gpus >= 1.0:
+            room = np.minimum(room, hosts.gpu_whole[rows] // ask.gpus)
+        else:
+            per_device = (hosts.gpu_free[rows] + TINY) // ask.gpus
+            room = np.minimum(room, per_device.sum(axis=1))
+    return step, room
+
+
+class _Counts:
+    """How many replicas are where while several are chosen; the hosts' own tally follows in one go."""
+
+    def __init__(self, hosts: Hosts, ask: Ask) -> None:
+        self._codes = hosts.codes
+        self._limits = []
+        for of, kind, cap in caps(ask):
+            tally = hosts.tally(of)
+            self._limits.append(
+                (kind, cap, dict(tally.domains[kind] if kind >= 0 else tally.hosts))
+            )
+
+    def admits(self, row: int) -> bool:
+        """Whether one more there breaks no cap."""
+        for kind, cap, counts in self._limits:
+            if counts.get(row if kind < 0 else self._codes[row][kind], 0) >= cap:
+                return False
+        return True
+
+    def add(self, row: int) -> None:
+        """One more there."""
+        for kind, _, counts in self._limits:
+            key = row if kind < 0 else self._codes[row][kind]
+            counts[key] = counts.get(key, 0) + 1
 
 
 def explain(hosts: Hosts, ask: Ask) -> str:
