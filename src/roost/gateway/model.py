@@ -58,7 +58,7 @@ class HostMember(msgspec.Struct, frozen=True, kw_only=True):
 
     host_id: str
     weight: float = 1.0
-    """Its share: what it can serve at once beside the others (its ready replicas, say)."""
+    """Its share beside the others', times the slots it reports by itself (``Roost-Load``)."""
     draining: bool = False
     """It gets nothing new; what is in flight may end."""
 
@@ -102,18 +102,24 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def state(self) -> str:
         """``hold`` or ``live``."""
-        held = isinstance(self.target, Hold) or self.target == Hosts(service=self.serves)
-        return "hold" if held else "live"
+        target = self.target
+        empty = isinstance(target, Hosts) and not target.members
+        return "hold" if empty or isinstance(target, Hold) else "live"
 
     @property
-    def serves(self) -> str:
-        """What its hosts open, where it is the route of a service (also while it is on hold)."""
-        return self.name if self.name.startswith(SERVICE_KIND) else ""
+    def balanced(self) -> bool:
+        """Whether it is the route of a service (also while it is on hold)."""
+        return self.name.startswith(SERVICE_KIND)
 
     @property
     def streams(self) -> bool:
         """Whether this route carries raw streams (also while it is on hold)."""
         return self.name.split("/", 1)[0] in STREAM_KINDS
+
+
+def service_of(name: str) -> str:
+    """The id of the service a route is of; empty where it is none's."""
+    return name[len(SERVICE_KIND) :] if name.startswith(SERVICE_KIND) else ""
 
 
 def default_prefix(name: str) -> str:
@@ -128,8 +134,16 @@ class RouteTable:
         self.version = version
         self.by_name = {route.name: route for route in routes}
         self._by_prefix = {route.prefix.rstrip("/"): route for route in self.by_name.values()}
-        self.by_host = {host: route for route in self.by_name.values() for host in route.hosts}
+        self._by_host = {h.encode(): r for r in self.by_name.values() for h in r.hosts}
         self._depth = max((prefix.count("/") for prefix in self._by_prefix), default=0)
+
+    def find(self, host: bytes, path: str) -> tuple[Route | None, bool]:
+        """The route of a request, and whether its host name (lower case, no port) made it that."""
+        if self._by_host:
+            route = self._by_host.get(host)
+            if route is not None:
+                return route, True
+        return self.match(path), False
 
     def match(self, path: str) -> Route | None:
         """The route with the longest prefix of ``path``."""

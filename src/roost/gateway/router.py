@@ -9,9 +9,11 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
+from roost.gateway.balanced import CONNECT_S, BalancedRoute
+from roost.gateway.counting import Counting
 from roost.gateway.holding import Pulse, Waiting
 from roost.gateway.model import STREAM_HOLD_S, Hold, Host, Route, RouteTable, Target, Tcp, Unix
 from roost.gateway.streams import DataConnection, DataHosts
@@ -19,9 +21,10 @@ from roost.kit.ids import Ids
 from roost.ports.errors import Conflict, Denied, Gone, Retry, RoostError, StaleEpoch
 from roost.proxy.answers import Answer
 from roost.proxy.heads import Request
-from roost.proxy.plan import Stream
-from roost.proxy.pool import Backend, BackendConnection, Pool
+from roost.proxy.plan import Plan, Stream
+from roost.proxy.pool import Backend, BackendConnection, Dial, Pool
 from roost.proxy.tunnel import Tunnel
+from roost.proxy.upstream import Upstream
 
 HEALTH = "/_roost/health"
 STREAM_PROTOCOL = b"roost-stream"
@@ -60,12 +63,18 @@ class EdgeRouter:
         self.waiting = waiting or Waiting()
         self.changed = Pulse()
         self.hosts: DataHosts
+        self.counting = Counting()
+        self.look_again: Callable[[], None] = lambda: None
+        """Has the requests held by the proxy ask again."""
+        self.emptied: Callable[[Iterable[Upstream]], None] = lambda members: None
+        """Told of the backends of services whenever they change."""
         self._ids = ids
         self._stream_hold_s = stream_hold_s
         self._on_waiting = on_waiting
         self._told: dict[str, float] = {}
         self._streams: dict[Tunnel, Route] = {}
         self._backends: dict[tuple[Target, int], Backend] = {}
+        self._balanced: dict[str, BalancedRoute] = {}
 
     def replace(self, table: RouteTable) -> None:
         """Use ``table`` from now on: who waits looks again, streams to a place that is no longer the
@@ -79,7 +88,36 @@ class EdgeRouter:
             moved = route is not None and not isinstance(route.target, Hold)
             if route is None or (moved and self._place(route) != self._place(opened)):
                 tunnel.close()
+        self._rebalance()
         self.changed.fire()
+        self.look_again()
+
+    def _rebalance(self) -> None:
+        """Services' routes have changed: those known here take over what is new."""
+        for name, known in list(self._balanced.items()):
+            route = self.table.by_name.get(name)
+            if route is None:
+                del self._balanced[name]
+                known.close()
+                self.counting.forget(name)
+            elif route != known.route:
+                known.update(route)
+        self._tell_emptied()
+
+    def host_changed(self) -> None:
+        """A host has its first data connection, or has lost its last one."""
+        for known in self._balanced.values():
+            known.look()
+        self._tell_emptied()
+        self.look_again()
+
+    def _tell_emptied(self) -> None:
+        self.emptied([m for known in self._balanced.values() for m in known.upstreams.members])
+
+    def services(self, held: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
+        """Of each service asked for since this edge began: route, requests in flight, and held."""
+        for name, known in self._balanced.items():
+            yield name, known.upstreams.active, held.get(name, 0)
 
     @staticmethod
     def _place(route: Route) -> tuple[Target, int]:
@@ -87,22 +125,57 @@ class EdgeRouter:
 
     # --- at once ---------------------------------------------------------------------------------
 
-    def decide(self, request: Request) -> Backend | Answer | None:
+    def decide(self, request: Request) -> Plan | Backend | Answer | None:
         """See ``Router``."""
         path = request.path.decode("latin-1")
         if path == HEALTH:
             return self._health()
         if _DOT_SEGMENT.search(path):
             return Answer(400, "dot segments in a path are not served")
-        route = self.table.match(path)
+        route, by_host = self.table.find(request.host, path)
         if route is None:
             return Answer(404, f"there is no route for {path[:200]}")
         if route.tokens and not _may(route, request.fields.get(b"authorization") or b""):
             challenge = (("WWW-Authenticate", "Bearer"),)
             return Answer(401, f"{route.name} needs a valid bearer token", fields=challenge)
+        if route.balanced:
+            return self._plan(route, by_host=by_host)
         if route.streams:
             return self._check_stream(route, request)
         return self._backend(route)
+
+    def _plan(self, route: Route, *, by_host: bool) -> Plan:
+        """What is done with the requests of a service."""
+        known = self._balanced.get(route.name)
+        if known is None:
+            counts = self.counting.of(route.name)
+            known = BalancedRoute(route, counts, self.hosts.reaches, self._way(route.name))
+            self._balanced[route.name] = known
+        if known.held:
+            self._tell(route.name)
+        return known.plan(by_host=by_host)
+
+    def _way(self, service: str) -> Callable[[str], Dial]:
+        return lambda host_id: partial(self._reach, service, host_id)
+
+    async def _reach(
+        self, service: str, host_id: str
+    ) -> tuple[asyncio.Transport, Callable[[], None]]:
+        """An HTTP connection to the balancer of a host. Raises ``TimeoutError`` or ``Retry``."""
+        async with asyncio.timeout(CONNECT_S):
+            while True:
+                ticket = self.changed.ticket()
+                connection = self.hosts.take(host_id)
+                if connection is not None:
+                    break
+                if not self.hosts.reaches(host_id):
+                    raise Retry(f"host {host_id} has no data connection")
+                await asyncio.wait((ticket,))
+            first = await connection.open(service, 0, self._ids.new("st"))
+        if first:
+            connection.transport.abort()
+            raise Retry(f"{service} on {host_id} spoke before it was asked")
+        return connection.transport, partial(self.hosts.gone, connection)
 
     def _backend(self, route: Route) -> Backend | None:
         """The HTTP server a route points to; None while it is on hold."""
@@ -116,8 +189,10 @@ class EdgeRouter:
                 known = Backend(path=target.path)
             elif isinstance(target, Tcp):
                 known = Backend(host=target.host, port=target.port)
-            else:
+            elif isinstance(target, Host):
                 known = Backend(host=target.host_id, dial=partial(self._dial, route, target))
+            else:
+                return None  # several hosts belong to services only
             self._backends[place] = known
         return known
 
@@ -152,6 +227,7 @@ class EdgeRouter:
             "hosts": list(self.hosts.hosts),
             "waiting": self.waiting.requests,
             "streams": len(self._streams),
+            "services": len(self._balanced),
         }
         return Answer(200, body=json.dumps(state).encode())
 
@@ -186,7 +262,7 @@ class EdgeRouter:
                 self.waiting.leave(size)
 
     def _budget_s(self, request: Request) -> float:
-        route = self.table.match(request.path.decode("latin-1"))
+        route, _ = self.table.find(request.host, request.path.decode("latin-1"))
         if route is None:
             return 0.0
         return self._stream_hold_s if route.streams else route.hold_s
@@ -196,6 +272,8 @@ class EdgeRouter:
         decision = self.decide(request)
         if isinstance(decision, Answer):
             return decision
+        if isinstance(decision, Plan):  # while it waited its address became a service's
+            return Answer(503, "the route has changed", problem=False, retry_after_s=1)
         if decision is not None:
             try:
                 return await pool.connect(decision)
@@ -204,7 +282,7 @@ class EdgeRouter:
             except (OSError, TimeoutError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it does not answer"
                 raise _NotYet(f"the backend cannot be reached: {reason}", 0.0) from error
-        route = self.table.match(request.path.decode("latin-1"))
+        route, _ = self.table.find(request.host, request.path.decode("latin-1"))
         assert route is not None
         if isinstance(route.target, Host):
             return await self._open(route, route.target)

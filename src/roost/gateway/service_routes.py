@@ -15,6 +15,7 @@ from roost.gateway.model import (
     Hosts,
     Route,
     Seen,
+    service_of,
 )
 from roost.gateway.service import GatewayService
 
@@ -26,11 +27,6 @@ DOMAINS = ("localhost",)
 def route_name(service_id: str) -> str:
     """The name of a service's route, and what its hosts open."""
     return f"{SERVICE_KIND}{service_id}"
-
-
-def service_of(name: str) -> str:
-    """The service a route is of; empty where it is none's."""
-    return name.removeprefix(SERVICE_KIND) if name.startswith(SERVICE_KIND) else ""
 
 
 def path_of(name: str) -> str:

@@ -283,6 +283,10 @@ class DataHosts:
         """Hosts with a connection, parked or in use."""
         return tuple(sorted(self._live))
 
+    def reaches(self, host_id: str) -> bool:
+        """Whether a host has a connection, parked or in use."""
+        return host_id in self._live
+
     def take(self, host_id: str) -> DataConnection | None:
         """The oldest parked connection of a host, no longer parked."""
         parked = self._parked.get(host_id)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from roost.adapters.blobs.local import LocalBlobs
+from roost.adapters.clock import SystemClock
 from roost.gateway.model import HoldWaiting, HostDataDown, HostDataUp
 from roost.gateway.receiver import RouteReceiver
 from roost.gateway.router import EdgeRouter
@@ -30,6 +31,7 @@ from roost.gateway.transfer import BlobTransfer
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Invalid, RoostError
 from roost.proxy.front import Proxy
+from roost.proxy.leaving import Leaving
 from roost.proxy.server import ProxyServer
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("roost.edge")
 
 LOOPBACK = "127.0.0.1:0"
+SEEN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class Edge:
             self.router.changed.fire,
             self._host_changed,
         )
-        self.server = ProxyServer(Proxy(self.router))
+        counting = self.router.counting
+        self.proxy = Proxy(self.router, observer=counting, tally=counting.tally)
+        self.router.look_again = self.proxy.look_again
+        self.server = ProxyServer(self.proxy)
         self.names = self._names()
 
     def _names(self) -> "EdgeNames | None":
@@ -91,6 +97,7 @@ class Edge:
         return names
 
     def _host_changed(self, host_id: str, up: bool) -> None:
+        self.router.host_changed()
         self.receiver.tell(HostDataUp(host_id=host_id) if up else HostDataDown(host_id=host_id))
 
     async def run(self) -> None:
@@ -99,6 +106,8 @@ class Edge:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
+        leaving = Leaving(self.proxy.tunnels, unix_offset_s=SystemClock().now_s() - loop.time())
+        self.router.emptied = leaving.look
         self.receiver.load()
         await self.receiver.listen()
         await self.hosts.listen(self._settings.data)
@@ -112,12 +121,26 @@ class Edge:
             await self.names.start()
             addresses["dns"] = self.names.server.address
         print(json.dumps({"serving": addresses}), flush=True)
+        telling = loop.create_task(self._tell_seen())
         await stopped.wait()
+        telling.cancel()
+        leaving.close()
         if self.names is not None:
             await self.names.close()
         await self.server.close()
         self.hosts.close()
         await self.receiver.close()
+
+    async def _tell_seen(self) -> None:
+        """Each second: what was asked of the services."""
+        clock = SystemClock()
+        began_s = clock.now_s()
+        counting, index = self.router.counting, self._settings.index
+        while True:
+            await asyncio.sleep(SEEN_S)
+            states = self.router.services(self.proxy.held_by_plan())
+            for seen in counting.report(states, edge=index, began_s=began_s, at_s=clock.now_s()):
+                self.receiver.tell(seen)
 
 
 def _secret(path: Path) -> bytes:

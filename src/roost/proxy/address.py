@@ -8,6 +8,9 @@ from roost.proxy.pool import Backend
 
 Contexts = Callable[[policy.TlsOrigin], ssl.SSLContext]
 """Makes the TLS context of a service's backends (``tls.origin_context``)."""
+Made = dict[str, tuple[policy.BackendSpec, Backend]]
+"""The backends of a service by address."""
+Make = Callable[[policy.Service, Contexts | None], Made]
 
 
 def backend_of(
@@ -39,9 +42,7 @@ def backend_of(
     )
 
 
-def backends_of(
-    service: policy.Service, contexts: Contexts | None
-) -> dict[str, tuple[policy.BackendSpec, Backend]]:
+def backends_of(service: policy.Service, contexts: Contexts | None) -> Made:
     """The backends of a service by address. Raises ``ValueError``, or what ``contexts`` raises."""
     context = None
     if service.tls is not None:

@@ -79,6 +79,7 @@ class Attempts:
         "simple",
         "waited_s",
         "was_hedged",
+        "was_held",
         "watched",
     )
 
@@ -106,7 +107,7 @@ class Attempts:
     def _restart(self) -> None:
         """Forget what only some requests need."""
         self.plan = None
-        self.begun = self.holding = self.was_hedged = False
+        self.begun = self.holding = self.was_hedged = self.was_held = False
         self.body: Body | None = None
         """What is still to come of the request's body."""
         self.hedge: BackendConnection | None = None
@@ -331,11 +332,34 @@ class Attempts:
                 slot.add_done_callback(self._slot_freed)
                 self.client.deadline_s = INFINITE  # the line has its own bound
                 return
-        elif plan.hold is not None and self.proxy.hold(self, plan):
-            self.holding = True
-            self.client.deadline_s = self.began_s + plan.hold.wait_s
+        elif self._hold_it(plan):
             return
         self.fail_softly(NOBODY)
+
+    def _hold_it(self, plan: Plan) -> bool:
+        """Wait until the service has a backend, within the plan's bounds."""
+        if plan.hold is None or not self.proxy.hold(self, plan):
+            return False
+        self.simple = False
+        self.holding = self.was_held = True
+        self.client.deadline_s = self.began_s + plan.hold.wait_s
+        return True
+
+    def _wait_for_another(self, *, unsent: bool) -> bool:
+        """Everybody failed: where the plan is patient, whoever is there later may be asked, the same one too.
+
+        What was sent is not repeated for ever: it may be what its backends die of.
+        """
+        plan = self.plan
+        assert plan is not None
+        if not plan.patient or not self._safe(unsent):
+            return False
+        if not unsent and self.retries + 1 >= plan.retries.attempts:
+            return False
+        if self.holding or not self._hold_it(plan):
+            return False
+        self._tried.clear()
+        return True
 
     def fail_softly(self, answer: Answer) -> None:
         """Answer without a backend, from a callback."""
@@ -362,6 +386,7 @@ class Attempts:
                 return
             self._unhold()
             self.plan = decision
+            self.retries += self._sent > 0
             upstream.begin()
             self.reach(upstream, self._time())
         else:
@@ -429,7 +454,7 @@ class Attempts:
             return True
         other = self.other_than(upstream, now_s, unsent=unsent)
         if other is None:
-            return False
+            return self._wait_for_another(unsent=unsent)
         self.go(other, now_s)
         return True
 
@@ -437,7 +462,8 @@ class Attempts:
         request = self.request
         assert request is not None
         self.simple = False
-        return self._replayable and (unsent or request.idempotent) and not self.begun
+        whole = self._replayable or not self._sent  # until it is sent all of a body is kept
+        return whole and (unsent or request.idempotent) and not self.begun
 
     def other_than(
         self, upstream: Upstream | None, now_s: float, *, unsent: bool
@@ -469,10 +495,12 @@ class Attempts:
     def once_more(self, upstream: Upstream) -> bool:
         """After the keep-alive race: elsewhere, else the same backend over a new connection."""
         now_s = self._time()
-        if self.again(upstream, now_s, unsent=False):
+        other = self.other_than(upstream, now_s, unsent=False)
+        if other is not None:
+            self.go(other, now_s)
             return True
         if not self._safe(False) or self.retries or upstream.spec.state == "gone":
-            return False
+            return self._wait_for_another(unsent=False)
         upstream.backend.retire()
         self.go(upstream, now_s)
         return True
@@ -482,7 +510,7 @@ class Attempts:
     def due(self, now_s: float) -> bool:
         """Look whether a second copy is to be sent. False when there is no need to look again."""
         request, plan, back = self.request, self.plan, self.back
-        if request is None or self.begun or plan is None or self.was_hedged:
+        if request is None or self.begun or plan is None or self.was_hedged or self.was_held:
             return False
         if not plan.hedging.enabled or not request.idempotent or request.has_body:
             return False

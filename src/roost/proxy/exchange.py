@@ -49,8 +49,11 @@ class Exchange(Attempts):
             return
         assert isinstance(plan, Plan)
         self.plan = plan
+        if plan.arrivals is not None:
+            plan.arrivals.count += 1
         upstream = plan.upstreams.pick(now_s, idempotent=request.idempotent)
         if upstream is None:
+            self._sent = 0
             self.place()
             return
         upstream.begin()
@@ -59,6 +62,7 @@ class Exchange(Attempts):
         self.simple = request.direct
         back = upstream.backend.take(now_s, repeatable=request.idempotent)
         if back is None:
+            self._sent = 0
             self.reach(upstream, now_s)
             return
         self.back = back
@@ -74,6 +78,9 @@ class Exchange(Attempts):
     def _begin(self, request: Request, decision: Plan | Backend | Answer | None) -> None:
         """The long way: a body, hooks, an answer of our own, or a router that waits."""
         self.simple = False
+        self._sent = 0
+        if isinstance(decision, Plan) and decision.arrivals is not None:
+            decision.arrivals.count += 1
         self.client.deadline_s = self.began_s + self.client.limits.upload_s
         self.body = request.body()
         if self.body is not None:
@@ -482,6 +489,7 @@ class Exchange(Attempts):
         record.outcome = self.outcome
         record.retries = self.retries
         record.hedged = self.was_hedged
+        record.held = self.was_held
         record.request_id = self.request_id if request.numbered else request.request_id
         record.refused = self.refused
         observer.done(record)

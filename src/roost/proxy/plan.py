@@ -36,6 +36,15 @@ class Rewriter(Protocol):
         """Fields to set on the answer (a sticky cookie is one)."""
 
 
+class Arrivals:
+    """How many requests have come for a route: counted when they come, whatever becomes of them."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 @dataclass(slots=True)
 class Plan:
     """What is done with the requests of one route."""
@@ -55,6 +64,9 @@ class Plan:
     hold: policy.HoldPolicy | None = None
     body_bytes: int = 0
     """Largest request body; 0 = no bound."""
+    patient: bool = False
+    """With ``hold``: a request that failed everywhere and may be sent again waits like a held one."""
+    arrivals: Arrivals | None = None
     plain: bool = field(init=False)
     """None of the hooks is there: the request goes straight to a backend."""
 
@@ -72,6 +84,7 @@ class Finished:
         "bytes_out",
         "client",
         "hedged",
+        "held",
         "host",
         "method",
         "outcome",
@@ -107,6 +120,8 @@ class Finished:
     """``ok``, ``own`` (answered here), ``cut`` (the answer broke off), ``gone`` (the client left)."""
     retries: int
     hedged: bool
+    held: bool
+    """It waited until its service had a backend."""
     request_id: bytes
     refused: str
     """Why it was answered here; else empty."""

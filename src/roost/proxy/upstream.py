@@ -11,7 +11,7 @@ from itertools import cycle
 from random import Random
 
 from roost.proxy import balance, eject, policy, results, score
-from roost.proxy.address import Contexts, backends_of
+from roost.proxy.address import Contexts, Make, backends_of
 from roost.proxy.budget import Latencies, Window
 from roost.proxy.cookies import backend_id
 from roost.proxy.pool import Backend
@@ -207,10 +207,12 @@ class Upstreams:
         rng: Random | None = None,
         contexts: Contexts | None = None,
         slots: SlotRow | None = None,
+        make: Make = backends_of,
     ) -> None:
         """``unix_offset_s``: Unix time minus the loop's clock, for backends that leave at a known time.
         ``contexts`` is needed where backends are reached by TLS; ``slots`` where there are several
-        workers, for backends with slots.
+        workers, for backends with slots; ``make`` makes the backends where their addresses are none of
+        the network's.
         """
         self.policy = service
         self.samples: list[float] = []
@@ -223,6 +225,7 @@ class Upstreams:
         self._unix_offset_s = unix_offset_s
         self._rng = rng or Random(service.name)
         self._contexts = contexts
+        self._make = make
         self._slots = slots
         self._shared: tuple[Upstream, ...] = ()
         """Backends whose slots all workers count together."""
@@ -446,7 +449,7 @@ class Upstreams:
 
     def _set_members(self, service: policy.Service) -> None:
         """Raises ``ValueError`` or ``OSError`` before anything has changed."""
-        made = backends_of(service, self._contexts)
+        made = self._make(service, self._contexts)
         before, self.policy = self.policy, service
         same = (service.tls, service.connect_s, service.idle_s) == (
             before.tls,
