@@ -14,6 +14,12 @@ from roost.ports.driver import Driver, TaskOrder
 from roost.testing.driver import CHECKS, Check
 
 STUBBORN = "import signal,time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)"
+SERVE = """
+import os, socket, time
+server = socket.create_server((os.environ["HOST"], int(os.environ["PORT"])))
+time.sleep(600)
+"""
+BURN = "while True: pass"
 
 
 class Bench:
@@ -33,6 +39,20 @@ class Bench:
 
     def brief(self, task_id: str) -> TaskOrder:
         return TaskOrder(task_id=task_id, argv=("true",))
+
+    def telling(self, task_id: str, text: str) -> TaskOrder:
+        log = str(self.folder / f"{task_id}.log")
+        return TaskOrder(task_id=task_id, argv=("sh", "-c", f"echo {text}; exit 3"), log_path=log)
+
+    def serving(self, task_id: str, address: str, port: int) -> TaskOrder:
+        argv = (sys.executable, "-c", SERVE)
+        return TaskOrder(task_id=task_id, argv=argv, address=address, port=port)
+
+    def absent(self, task_id: str) -> TaskOrder:
+        return TaskOrder(task_id=task_id, argv=("/no/such/program",))
+
+    def burning(self, task_id: str) -> TaskOrder:
+        return TaskOrder(task_id=task_id, argv=(sys.executable, "-c", BURN))
 
 
 @pytest.fixture

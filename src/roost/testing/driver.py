@@ -5,10 +5,14 @@ implementation's test runs each on a fresh bench and ends what is left. Never kn
 """
 
 import asyncio
+import os
+import signal
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from roost.ports.driver import Driver, TaskOrder
+from roost.ports.driver import Driver, TaskOrder, TaskUsage
+from roost.ports.errors import Never
 
 ROUNDS = 400
 PAUSE_S = 0.05
@@ -28,6 +32,18 @@ class Bench(Protocol):
 
     def brief(self, task_id: str) -> TaskOrder:
         """A task that ends at once by itself."""
+
+    def telling(self, task_id: str, text: str) -> TaskOrder:
+        """A task that prints the text and ends with status 3."""
+
+    def serving(self, task_id: str, address: str, port: int) -> TaskOrder:
+        """A task that listens where its variables ``HOST`` and ``PORT`` say, until SIGTERM."""
+
+    def absent(self, task_id: str) -> TaskOrder:
+        """A task whose program, or image, is not on this host."""
+
+    def burning(self, task_id: str) -> TaskOrder:
+        """A task that takes all the processor it gets, until SIGTERM."""
 
 
 Check = Callable[[Bench], Awaitable[None]]
@@ -94,10 +110,121 @@ async def ended_task_is_not_alive(bench: Bench) -> None:
     await driver.stop("a", grace_s=5.0)
 
 
+async def status_and_output_are_told(bench: Bench) -> None:
+    """How a task ended and what it said, until it is stopped; a driver that did not start it may not know."""
+    driver = bench.open()
+    assert await driver.ended("a") == -1
+    await driver.start(bench.telling("a", "said at the end"))
+    await _ends(driver, "a")
+    assert await driver.ended("a") == 3
+    assert "said at the end" in await driver.logs("a", tail_bytes=1000)
+    assert "said" not in await driver.logs("a", tail_bytes=8)
+    other = bench.open()
+    assert await other.ended("a") in (3, -1)
+    assert "said at the end" in await other.logs("a", tail_bytes=1000)
+    await driver.stop("a", grace_s=0.1)
+    await driver.start(bench.order("b"))
+    assert await driver.ended("b") is None
+    assert await driver.logs("never-seen", tail_bytes=1000) == ""
+    await driver.stop("b", grace_s=5.0)
+
+
+async def killed_is_told(bench: Bench) -> None:
+    """128 and the number of the signal."""
+    driver = bench.open()
+    handle = await driver.start(bench.order("a"))
+    os.kill(handle.pid, signal.SIGKILL)
+    await _ends(driver, "a")
+    assert await driver.ended("a") == 128 + signal.SIGKILL
+    await driver.stop("a", grace_s=0.1)
+
+
+async def reached_where_it_was_told(bench: Bench) -> None:
+    """A task listens at its address; the same port at another address is somebody else's."""
+    driver = bench.open()
+    port = _free_port()
+    orders = [bench.serving(name, f"127.77.201.{n}", port) for n, name in ((1, "a"), (2, "b"))]
+    for order in orders:
+        await driver.start(order)
+    for order in orders:
+        await _answers(order.address, port)
+    await driver.stop("a", grace_s=5.0)
+    await _answers(orders[1].address, port)
+    try:
+        await _connect(orders[0].address, port)
+    except OSError:
+        pass
+    else:
+        raise AssertionError("a stopped task still listens")
+    await driver.stop("b", grace_s=5.0)
+
+
+async def absent_is_never(bench: Bench) -> None:
+    """What is not on this host is refused for good, and leaves nothing behind."""
+    driver = bench.open()
+    for _ in range(2):
+        try:
+            await driver.start(bench.absent("a"))
+        except Never:
+            pass
+        else:
+            raise AssertionError("it was started")
+    assert not await driver.alive("a")
+    assert await driver.recover() == []
+    await driver.start(bench.order("a"))
+    await driver.stop("a", grace_s=5.0)
+
+
+async def usage_is_measured(bench: Bench) -> None:
+    """Processor time grows and memory is not nothing; of a task that does not run nothing is known."""
+    driver = bench.open()
+    assert await driver.usage("a") == TaskUsage()
+    await driver.start(bench.burning("a"))
+    for _ in range(ROUNDS):
+        used = await driver.usage("a")
+        if used.cpu_s is not None and used.cpu_s > 0.2 and used.memory_mib:
+            break
+        await asyncio.sleep(PAUSE_S)
+    else:
+        raise AssertionError(f"a busy task uses {used}")
+    again = await bench.open().usage("a")
+    assert again.cpu_s is not None and used.cpu_s is not None and again.cpu_s >= used.cpu_s
+    await driver.stop("a", grace_s=5.0)
+    assert await driver.usage("a") == TaskUsage()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _connect(address: str, port: int) -> None:
+    _, writer = await asyncio.open_connection(address, port)
+    writer.close()
+
+
+async def _answers(address: str, port: int) -> None:
+    for _ in range(ROUNDS):
+        try:
+            await _connect(address, port)
+        except OSError:
+            await asyncio.sleep(PAUSE_S)
+        else:
+            return
+    raise AssertionError(f"nothing listens at {address}:{port}")
+
+
 CHECKS: tuple[Check, ...] = (
     same_id_is_same_task,
     recovered_by_another,
     stop_kills_after_the_grace,
     stopping_the_unknown_is_fine,
     ended_task_is_not_alive,
+    status_and_output_are_told,
+    killed_is_told,
+    reached_where_it_was_told,
+    absent_is_never,
+    usage_is_measured,
 )
