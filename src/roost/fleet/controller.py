@@ -161,7 +161,7 @@ class FleetController:
                 await self._store.commit([self._tables.claims.row(told, stored)], [line])
                 self._on_change(claim.parent)
             return EMPTY_S
-        offer, why = planning.first(ranked, claim.away_from)
+        offer, why = planning.preferred(ranked, claim)
         instance = Instance(
             id=self._ids.new("i"),
             state=InstanceState.PLANNED,

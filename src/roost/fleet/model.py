@@ -108,6 +108,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float = 0.0
     message: str = ""
     """What a person should know: why nothing could be launched."""
+    prefer: str = ""
+    """The offer key its owner wants, while that pool gives it."""
+    paused: bool = False
+    """Its host shall be stopped; nothing is billed then but its disk."""
     tenant: str = DEFAULT_TENANT
 
 

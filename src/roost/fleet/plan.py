@@ -146,6 +146,14 @@ def first(ranked: Sequence[RankedOffer], away_from: Sequence[Offer] = ()) -> tup
     return best.offer, why
 
 
+def preferred(ranked: Sequence[RankedOffer], claim: Claim) -> tuple[Offer, str]:
+    """The offer the claim's owner wants while it is to be had, else the winner."""
+    for number, entry in enumerate(ranked):
+        if claim.prefer == entry.offer.key:
+            return entry.offer, f"{entry.reason} (number {number + 1} of {len(ranked)})"
+    return first(ranked, claim.away_from)
+
+
 def place_of(offer: Offer) -> str:
     """The region of an offer, e.g. ``aws/us-east-1``."""
     return f"{offer.provider}/{offer.region}"

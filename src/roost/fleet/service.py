@@ -78,6 +78,21 @@ class FleetService:
                 continue
         self._wake(claim_id)
 
+    async def pause(self, claim_id: str, paused: bool) -> None:
+        """The claim's host shall be stopped, or run; safe to repeat, unknown ids are fine."""
+        for _ in range(CLAIM_ATTEMPTS):
+            stored = await self.tables.claims.get(claim_id)
+            if stored is None or stored.value.paused == paused:
+                break
+            claim = msgspec.structs.replace(stored.value, paused=paused)
+            line = self._line(claim_id, "Paused" if paused else "Unpaused", "asked to")
+            try:
+                await self._store.commit([self.tables.claims.row(claim, stored)], [line])
+                break
+            except Conflict:
+                continue
+        self._wake(claim_id)
+
     async def view(self, claim_id: str) -> ClaimView | None:
         """The claim with its newest instance and live report, or None."""
         stored = await self.tables.claims.get(claim_id)

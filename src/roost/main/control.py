@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ from roost.doors.rest.app import RestDoor
 from roost.doors.rest.jobs import JobDoor
 from roost.doors.rest.views import Views
 from roost.fleet.controller import FleetController
+from roost.fleet.group_controller import GroupController
+from roost.fleet.group_model import PREFIX as GROUP
+from roost.fleet.group_model import GroupSpec
+from roost.fleet.groups import Groups
 from roost.fleet.model import RankedOffer
 from roost.fleet.service import FleetService, live, token_hash
 from roost.gateway.model import Host, Tcp
@@ -52,7 +56,7 @@ from roost.notebooks.controller import NotebookController
 from roost.notebooks.service import NotebookService
 from roost.ports import wire
 from roost.ports.errors import Gone, RoostError
-from roost.ports.values import Ask, Image
+from roost.ports.values import Ask, Image, Offer
 
 log = logging.getLogger("roost.control")
 
@@ -120,6 +124,7 @@ class Control:
             SessionRoutes(self.gateway, state, self.owner_token),
             SessionServers(state, self.endpoints["public_url"]),
         )
+        self._wire_groups()
         self._wire_jobs()
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
@@ -127,6 +132,26 @@ class Control:
             self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
         )
         self._asides: set[asyncio.Task[None]] = set()
+
+    def _wire_groups(self) -> None:
+        self.groups = Groups(
+            self.store,
+            self.clock,
+            self.fleet,
+            self.group_defaults,
+            lambda key: self.grouping.wake(key),
+            self.odds,
+        )
+        self.group_loop = GroupController(
+            self.groups,
+            self.fleet,
+            self.store,
+            self.clock,
+            self.ids,
+            self.rank,
+            self._group_changed,
+        )
+        self.grouping = KeyedQueue(self.group_loop.handle, on_error=self._failed)
 
     def _wire_jobs(self) -> None:
         self.jobs = JobService(
@@ -156,6 +181,15 @@ class Control:
             RankedOffer(offer=r.offer, reason=r.reason, usd_useful_hour=r.usd_useful_hour)
             for r in ranked
         ]
+
+    async def odds(self, offers: Sequence[Offer], hours: float) -> list[float]:
+        """The probability of each offer that an instance lasts so many hours."""
+        return self.market.odds(offers, hours)
+
+    def group_defaults(self, name: str) -> GroupSpec:
+        """A group that is made because a service needs it."""
+        image = load_image(settings(str(self.state.root)).image)
+        return GroupSpec(name=name, ask=Ask(vcpus=2, memory_gib=4), image=image)
 
     async def check_ask(self, ask: Ask) -> None:
         """``Invalid`` naming the constraint that leaves nothing."""
@@ -223,8 +257,14 @@ class Control:
         self._wake_owner(instance.owner)
 
     def _wake_owner(self, owner: str) -> None:
-        """Whoever claimed a host: a job or a session."""
-        (self.running if owner.startswith("j-") else self.sessions).wake(owner)
+        """Whoever claimed a host: a group, a job or a session."""
+        if owner.startswith(GROUP):
+            self.grouping.wake(owner)
+        else:
+            (self.running if owner.startswith("j-") else self.sessions).wake(owner)
+
+    def _group_changed(self, group_id: str) -> None:
+        """The hosts of a group changed."""
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -269,6 +309,8 @@ class Control:
             self.sessions.wake(key)
         for key in await self.job_loop.keys():
             self.running.wake(key)
+        for key in await self.group_loop.keys():
+            self.grouping.wake(key)
         await self._host_routes()
         for provider_id in await self.fleet_loop.sweep():
             log.warning("ended %s, which no row knows", provider_id)
@@ -342,6 +384,7 @@ class Control:
             await self.claims.stop()
             await self.sessions.stop()
             await self.running.stop()
+            await self.grouping.stop()
             await self.notebook_loop.stop()
             await self.links.close()
             await publisher.close()

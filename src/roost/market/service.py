@@ -143,6 +143,13 @@ class Market:
             told=() if self.newer is None else self.newer.told.get(offer.key, ()),
         )
 
+    def odds(self, offers: Sequence[Offer], hours: float) -> list[float]:
+        """The probability of each offer that an instance of it is not taken within ``hours``."""
+        if not offers:
+            return []
+        context = self.context(Ask())
+        return [survival(o, hours, context.prior, context.hazards).p for o in offers]
+
     def context(self, ask: Ask, limit: int | None = None) -> RankContext:
         """What the advisor needs for this ask. Raises ``Invalid`` when ``near`` is no known place."""
         context = self.catalogue.context(ask, limit)
