@@ -24,6 +24,8 @@ class HostUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole machine, 0 to 100."""
     memory_used_mib: float
     memory_total_mib: float
+    network_bytes: float
+    """Received and sent since boot, loopback left out; 0 = not measured."""
 
 
 class Measure:
@@ -40,6 +42,7 @@ class Measure:
             cpu_percent=psutil.cpu_percent(None),
             memory_used_mib=(memory.total - memory.available) / MIB,
             memory_total_mib=memory.total / MIB,
+            network_bytes=_network(),
         )
 
     def tasks(self, tasks: Iterable[Task]) -> dict[str, Usage]:
@@ -72,6 +75,16 @@ class Measure:
             return psutil.Process(pid)
         except psutil.Error:
             return None
+
+
+def _network() -> float:
+    try:
+        counts = psutil.net_io_counters(pernic=True)
+    except OSError:
+        return 0.0
+    return float(
+        sum(one.bytes_recv + one.bytes_sent for name, one in counts.items() if name != "lo")
+    )
 
 
 def _family(roots: tuple[int, ...]) -> list[int]:

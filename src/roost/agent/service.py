@@ -22,6 +22,7 @@ from roost.agent.kernels import KernelStarter
 from roost.agent.measure import Measure
 from roost.agent.memory import Memory
 from roost.agent.model import Emit, HostFacts, Places, Task
+from roost.agent.replicas.host import ReplicaHost
 from roost.agent.services import Serve, Services, Stream
 from roost.agent.tasks import Tasks
 from roost.ports import wire
@@ -59,6 +60,7 @@ class Agent:
         memory: Memory,
         services: Services,
         jobs: JobHost,
+        replicas: ReplicaHost,
         notices: NoticeSource,
         clock: Clock,
         emit: Emit,
@@ -73,6 +75,7 @@ class Agent:
         self._memory = memory
         self._services = services
         self._jobs = jobs
+        self._replicas = replicas
         self._notices = notices
         self._clock = clock
         self._emit = emit
@@ -91,6 +94,7 @@ class Agent:
         for task in found:
             log.info("adopted %s: %s", task.task_id, task.session_id or "standby")
         self._jobs.recover()
+        await self._replicas.recover()
         self._look()
 
     async def run(self) -> None:
@@ -98,12 +102,14 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_notices())
             group.create_task(self._keep_looking())
+            group.create_task(self._replicas.run())
 
     async def close(self) -> None:
         """Let go: keepers and kernels run on."""
         await self._captures.close()
         await self._tasks.close()
         await self._jobs.close()
+        await self._replicas.close()
 
     # --- what the link asks -------------------------------------------------------------------
 
@@ -115,6 +121,9 @@ class Agent:
             self._report,
             at_s=self._clock.now_s(),
             tasks=(*tasks, *self._jobs.reports()),
+            replicas=self._replicas.reports(),
+            services=self._replicas.services(),
+            replicas_generation=self._replicas.generation,
             notice=self._notice,
         )
 
@@ -142,20 +151,32 @@ class Agent:
             case wire.Prefetch(session_id=session_id, checkpoint=checkpoint_digest):
                 self._must_be_ready()
                 await self._starter.prefetch(session_id, checkpoint_digest)
+            case wire.Drain():
+                self._draining = True
+                await self._jobs.end()
+                await self._replicas.end()
+                await self._starter.drain()
+                await self._captures.close()
+                await self._tasks.stop([task.task_id for task in self._tasks.all()])
+                self._look()
+            case _:
+                return await self._handle_work(command)
+        return wire.Done()
+
+    async def _handle_work(self, command: wire.Command) -> wire.ReplyBody:
+        """Commands about jobs and replicas."""
+        match command.body:
             case wire.StartJob(order=job):
                 self._must_be_ready()
                 if self._leaving is not None:
                     raise Gone(f"host {self._host_id} is leaving")
                 await self._jobs.start(job)
             case wire.StopJob(job_id=job_id, grace_s=grace_s):
-                self._jobs.stop(job_id, epoch, grace_s)
-            case wire.Drain():
-                self._draining = True
-                await self._jobs.end()
-                await self._starter.drain()
-                await self._captures.close()
-                await self._tasks.stop([task.task_id for task in self._tasks.all()])
-                self._look()
+                self._jobs.stop(job_id, command.epoch, grace_s)
+            case wire.SetReplicas(replicas=replicas):
+                await self._replicas.set(replicas)
+            case wire.ReadReplicaLogs(replica_id=replica_id, tail_bytes=tail_bytes):
+                return wire.ReplicaLogs(text=await self._replicas.logs(replica_id, tail_bytes))
         return wire.Done()
 
     @property
@@ -285,7 +306,8 @@ class Agent:
                 for task in tasks
                 if task.task_id in usage
             ),
-            isolation=facts.isolation,
+            isolation=(*facts.isolation, *self._replicas.held),
+            network_bytes=host.network_bytes,
         )
         if self._report.ready != was_ready:
             self._beat()

@@ -2,6 +2,7 @@
 
     kernel/<session>   the session stream of its keeper       files/<session>   its workspace
     port/<n>           a TCP port of this host's own address  shell             a terminal
+    svc/<service>      requests to the replicas of a service  (the host's balancer)
 
 It refuses epochs that are over. After a fence no new workspace stream of the session opens here and the
 open ones end, so that the capture that follows holds everything they wrote.
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
+from roost.agent.balancer import Balancer
 from roost.agent.files import serve
 from roost.agent.model import Places, Task
 from roost.agent.tasks import Tasks
@@ -29,10 +31,13 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Services:
     """Opens services."""
 
-    def __init__(self, places: Places, tasks: Tasks, *, address: str, home: str) -> None:
+    def __init__(
+        self, places: Places, tasks: Tasks, balancer: Balancer, *, address: str, home: str
+    ) -> None:
         """``address``: this host's own loopback address; ``home``: where shells begin."""
         self._places = places
         self._tasks = tasks
+        self._balancer = balancer
         self._address = address
         self._home = home
         self._files: dict[str, set[asyncio.Task[None]]] = {}
@@ -45,11 +50,15 @@ class Services:
                 return await self._kernel(name, request.epoch)
             case "files" if name:
                 return self._workspace(name, request.epoch)
+            case "svc" if name:
+                return self._service(name)
             case "port" if name.isdigit():
                 return await self._port(int(name))
             case "shell" if not name:
                 return partial(serve_shell, home=self._home)
-        raise Invalid(f"no service {request.service!r}", hint="kernel/, files/, port/ or shell")
+        raise Invalid(
+            f"no service {request.service!r}", hint="kernel/, files/, port/, svc/ or shell"
+        )
 
     async def close_files(self, session_id: str) -> None:
         """End the session's workspace streams; an unanswered change is sent again by its client."""
@@ -86,6 +95,11 @@ class Services:
         finally:
             stream.cancel()
             streams.discard(stream)
+
+    def _service(self, service_id: str) -> Serve:
+        if not self._balancer.has(service_id):
+            raise Gone(f"no replica of {service_id} can take requests on this host")
+        return partial(self._balancer.serve, service_id)
 
     async def _port(self, port: int) -> Stream:
         try:

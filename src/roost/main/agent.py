@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,18 @@ from roost.adapters.link.data import DataPool
 from roost.adapters.link.identity import Identity
 from roost.adapters.link.outbox import Outbox
 from roost.adapters.notices import notice_source
+from roost.agent.balancer import Balancer
 from roost.agent.captures import Captures
 from roost.agent.checkpoints import Checkpoints
 from roost.agent.environment import Environment
+from roost.agent.facts import read_facts
 from roost.agent.jobs.host import JobHost
 from roost.agent.jobs.run import RunTools
 from roost.agent.kernels import KernelStarter
 from roost.agent.memory import Memory
 from roost.agent.model import Places, Task
+from roost.agent.replicas.host import ReplicaHost
+from roost.agent.replicas.replica import ReplicaTools
 from roost.agent.restore import Restorer
 from roost.agent.service import Agent, prepare
 from roost.agent.services import Services
@@ -108,6 +113,7 @@ class HostAgent:
             on_end=self._on_task_end,
             on_change=self._beat,
         )
+        balancer = Balancer(clock.now_s)
         captures = Captures(checkpoints, memory, self._emit, self._on_durable)
         self.agent = Agent(
             host_id,
@@ -122,8 +128,11 @@ class HostAgent:
             ),
             captures=captures,
             memory=memory,
-            services=Services(places, self.tasks, address=settings.address, home=settings.home),
+            services=Services(
+                places, self.tasks, balancer, address=settings.address, home=settings.home
+            ),
             jobs=self._jobs(clock),
+            replicas=self._replicas(clock, balancer),
             notices=notice_source(settings.provider, settings.metadata, clock=clock),
             clock=clock,
             emit=self._emit,
@@ -155,6 +164,20 @@ class HostAgent:
             environment=places.environment,
         )
         return JobHost(Path(places.instance, "jobs"), tools)
+
+    def _replicas(self, clock: SystemClock, balancer: Balancer) -> ReplicaHost:
+        places = self._settings.places
+        tools = ReplicaTools(
+            processes=ProcessDriver(Path(places.instance, "agent", "replicas"), clock=clock),
+            blobs=self.blobs,
+            clock=clock,
+            address=self._settings.address,
+            free_port=free_port,
+            beat=self._beat,
+            environment=places.environment,
+            unready=lambda: _unready(places.instance),
+        )
+        return ReplicaHost(Path(places.instance, "replicas"), tools, balancer)
 
     async def run(self) -> int:
         """Until SIGTERM (keepers and kernels run on) or until control refuses this host for good."""
@@ -204,6 +227,17 @@ class HostAgent:
 
     async def _on_durable(self, checkpoint: Checkpoint) -> None:
         await self.agent.on_durable(checkpoint)
+
+
+def free_port() -> int:
+    """A TCP port that is free on every address: hosts of one machine share its ports."""
+    with socket.create_server(("", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _unready(instance: str) -> str:
+    facts = read_facts(instance)
+    return "" if facts.ready else facts.detail or "preparing the environment"
 
 
 def keeper_argv(places: Places) -> tuple[str, ...]:

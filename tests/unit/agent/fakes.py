@@ -10,6 +10,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from roost.adapters.clock import SystemClock
+from roost.adapters.drivers.process import ProcessDriver
+from roost.agent.balancer import Balancer
 from roost.agent.captures import Captures
 from roost.agent.checkpoints import Checkpoints
 from roost.agent.environment import Environment
@@ -18,11 +20,14 @@ from roost.agent.jobs.run import RunTools
 from roost.agent.kernels import KernelStarter
 from roost.agent.memory import Memory
 from roost.agent.model import Places, Task
+from roost.agent.replicas.host import ReplicaHost
+from roost.agent.replicas.replica import ReplicaTools
 from roost.agent.restore import Restorer
 from roost.agent.service import Agent, prepare
 from roost.agent.services import Services
 from roost.agent.tasks import Tasks
 from roost.kit.ids import SystemIds
+from roost.main.agent import free_port
 from roost.ports import keeper as k
 from roost.ports import wire
 from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
@@ -327,6 +332,7 @@ class Host:
             on_end=lambda task: late[0].on_task_end(task),
             on_change=self._beat,
         )
+        balancer = Balancer(clock.now_s)
         agent = Agent(
             "h-1",
             places=self.places,
@@ -340,7 +346,21 @@ class Host:
             ),
             captures=Captures(checkpoints, memory, self.events.append, on_durable),
             memory=memory,
-            services=Services(self.places, tasks, address="127.0.0.1", home=self.places.instance),
+            services=Services(
+                self.places, tasks, balancer, address="127.0.0.1", home=self.places.instance
+            ),
+            replicas=ReplicaHost(
+                self.folder / "replicas",
+                ReplicaTools(
+                    processes=ProcessDriver(self.folder / "agent" / "replicas", clock=clock),
+                    blobs=self.blobs,
+                    clock=clock,
+                    address="127.0.0.1",
+                    free_port=free_port,
+                    beat=self._beat,
+                ),
+                balancer,
+            ),
             jobs=JobHost(
                 self.folder / "jobs",
                 RunTools(

@@ -1,0 +1,1 @@
+"""Replicas of services on this host: started, checked, started again, measured, stopped."""
