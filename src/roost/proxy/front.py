@@ -395,10 +395,10 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         elif exchange.request is None:
             self._refuse(FramingError(408, "the request's head did not arrive in time"))
-        elif exchange.body is not None:
-            exchange.fail(Answer(408, "the request's body did not arrive in time", problem=False))
         elif exchange.holding:
             exchange.fail(Answer(503, "no backend came in time", problem=False, retry_after_s=2))
+        elif exchange.body is not None:
+            exchange.fail(Answer(408, "the request's body did not arrive in time", problem=False))
         else:
             exchange.fail(Answer(504, "the backend did not answer in time", problem=False))
 

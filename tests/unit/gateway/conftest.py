@@ -39,13 +39,19 @@ class EdgeSetup:
             ids,
             BlobTransfer(self.blobs).answer,
             self.router.changed.fire,
-            lambda host_id, up: self.ups.append((host_id, up)),
+            self._host_changed,
         )
         self.router.hosts = self.hosts
-        self.proxy = Proxy(self.router, Limits())
+        counting = self.router.counting
+        self.proxy = Proxy(self.router, Limits(), observer=counting, tally=counting.tally)
+        self.router.look_again = self.proxy.look_again
         self.version = 0
         self.public = self.data = 0
         self.open: list[asyncio.StreamWriter] = []
+
+    def _host_changed(self, host_id: str, up: bool) -> None:
+        self.ups.append((host_id, up))
+        self.router.host_changed()
 
     def routes(self, *routes: Route) -> None:
         self.version += 1
