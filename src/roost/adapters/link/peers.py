@@ -209,4 +209,5 @@ class Peers:
 
 def _gist(report: HostReport) -> tuple[object, ...]:
     tasks = tuple((t.task_id, t.session_id, t.epoch, t.state, t.job) for t in report.tasks)
-    return report.ready, report.detail, report.notice, tasks
+    replicas = tuple((r.replica_id, r.state, r.detail, r.restarts) for r in report.replicas)
+    return report.ready, report.detail, report.notice, tasks, replicas
