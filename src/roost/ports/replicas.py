@@ -4,10 +4,10 @@ Control tells a host the whole set it shall have (``HostReplicas``), never a ste
 the next one says everything again. The host starts what is missing, stops what is not named, and reports each
 replica once a second.
 
-Requests reach the replicas of a service on a host by the data service ``svc/<service>`` (HTTP/1.1, kept alive).
-Every answer of a replica carries ``Roost-Load: active=<in flight and waiting here>; slots=<of ready replicas>;
-ms=<mean time inside a replica of late>``. A 503 without it is the host's own: the request reached no replica,
-so it may be sent to another host whatever its method.
+Requests reach the replicas of a service on a host by the data service ``svc/<service>`` (HTTP/1.1, kept
+alive). Every answer of a replica carries ``Roost-Load: active=<in flight and waiting here>; slots=<of ready
+replicas>; ms=<mean time inside a replica of late>``. A 503 without it is the host's own: the request
+reached no replica, so it may be sent to another host whatever its method.
 """
 
 from typing import Protocol
