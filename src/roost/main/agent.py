@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from roost.adapters.clock import SystemClock
+from roost.adapters.drivers.docker import DockerDriver
 from roost.adapters.drivers.process import ProcessDriver
 from roost.adapters.link.blobs import LinkedBlobs
 from roost.adapters.link.control import ControlLink, Ticket
@@ -53,6 +54,8 @@ log = logging.getLogger("roost.agent")
 REFUSED_EXIT = 78
 """EX_CONFIG: control will not have this host; starting again does not help."""
 BEAT_SOON_S = 0.02
+INSTANCE_MARK = "ROOST_INSTANCE"
+"""By which the provider ``local`` sweeps what an ended instance left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class HostAgent:
             on_change=self._beat,
         )
         balancer = Balancer(clock.now_s)
+        self._containers = containers(settings, clock)
         captures = Captures(checkpoints, memory, self._emit, self._on_durable)
         self.agent = Agent(
             host_id,
@@ -169,6 +173,7 @@ class HostAgent:
         places = self._settings.places
         tools = ReplicaTools(
             processes=ProcessDriver(Path(places.instance, "agent", "replicas"), clock=clock),
+            containers=self._containers,
             blobs=self.blobs,
             clock=clock,
             address=self._settings.address,
@@ -197,6 +202,7 @@ class HostAgent:
             work.cancel()
             await self.data.close()
             await self.agent.close()
+            await self._containers.close()
             self.blobs.close()
         return 0
 
@@ -238,6 +244,18 @@ def free_port() -> int:
 def _unready(instance: str) -> str:
     facts = read_facts(instance)
     return "" if facts.ready else facts.detail or "preparing the environment"
+
+
+def containers(settings: AgentSettings, clock: SystemClock) -> DockerDriver:
+    """Containers of this host. The engine, outside, has other names for what a local instance sees."""
+    seen = Path(settings.places.instance)
+    mark = os.environ.get(INSTANCE_MARK)
+    return DockerDriver(
+        settings.host_id,
+        clock=clock,
+        marks={} if mark is None else {INSTANCE_MARK: mark},
+        true_path={str(seen): str(seen.with_name(settings.host_id))} if seen.name == "self" else {},
+    )
 
 
 def keeper_argv(places: Places) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ class TaskOrder(msgspec.Struct, frozen=True, kw_only=True):
     """With an image it may be empty: the image's own command."""
     env: dict[str, str] = {}
     cwd: str = ""
-    """With an image: a folder of the host, mounted at the same path, and worked in."""
+    """With an image: inside it."""
+    mounts: tuple[str, ...] = ()
+    """Folders of the host that an image sees at the same paths."""
     log_path: str = ""
     """Where a process writes; a container's output is kept by its engine (``Driver.logs`` reads both)."""
     image: str = ""

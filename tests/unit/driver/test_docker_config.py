@@ -55,12 +55,13 @@ def test_an_image_with_a_port_of_its_own_is_published() -> None:
 
 
 def test_a_folder_is_mounted_by_the_name_the_engine_has_for_it() -> None:
-    made = config(order(cwd="/i/self/tree"))
+    made = config(order(cwd="/i/self/tree/sub", mounts=("/i/self/tree", "/i/selfish")))
     host = made["HostConfig"]
-    assert isinstance(host, dict) and host["Binds"] == ["/i/h1/tree:/i/self/tree"]
-    assert made["WorkingDir"] == "/i/self/tree"
-    elsewhere = config(order(cwd="/i/selfish"))["HostConfig"]
-    assert isinstance(elsewhere, dict) and elsewhere["Binds"] == ["/i/selfish:/i/selfish"]
+    assert isinstance(host, dict) and host["Binds"] == [
+        "/i/h1/tree:/i/self/tree",
+        "/i/selfish:/i/selfish",
+    ]
+    assert made["WorkingDir"] == "/i/self/tree/sub"
 
 
 @given(vcpus=st.floats(0, 1e3), memory_mib=st.floats(0, 1e6), gpus=st.floats(0, 16))

@@ -138,7 +138,7 @@ async def test_two_starts_of_one_task_make_one_container(host: Host) -> None:
 async def test_a_folder_of_the_host_is_seen_inside(host: Host, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("seen")
     seen = DockerDriver(host.name, clock=SystemClock(), true_path={"/seen/as": str(tmp_path)})
-    await seen.start(host.order("cat", "file", cwd="/seen/as"))
+    await seen.start(host.order("cat", "file", cwd="/seen/as", mounts=("/seen/as",)))
     await host.gone()
     assert await seen.logs("a", tail_bytes=100) == "seen"
     await seen.close()

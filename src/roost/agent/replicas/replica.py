@@ -309,6 +309,7 @@ class Replica:
             argv=spec.command,
             env=self._environment(),
             cwd=cwd,
+            mounts=(str(work),) if spec.image and spec.files else (),
             log_path=str(self._output),
             image=spec.image,
             limits=TaskLimits(vcpus=spec.vcpus, memory_mib=spec.memory_mib, gpus=spec.gpus),

@@ -80,8 +80,8 @@ def _host_config(order: TaskOrder, *, cpus: float, true_path: Mapping[str, str])
         where = {"HostIp": order.address, "HostPort": str(order.port)}
         host["NetworkMode"] = "bridge"
         host["PortBindings"] = {f"{order.listens}/tcp": [where]}
-    if order.cwd:
-        host["Binds"] = [f"{_truly(order.cwd, true_path)}:{order.cwd}"]
+    if order.mounts:
+        host["Binds"] = [f"{_truly(path, true_path)}:{path}" for path in order.mounts]
     limits = order.limits
     if limits.vcpus > 0:
         host["NanoCpus"] = int(min(max(limits.vcpus, CPU_LEAST), cpus) * 1e9)
