@@ -7,6 +7,7 @@ by the mark ``ROOST_TASK`` that every process of the task inherits. It never res
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from roost.adapters.drivers.process.limits import Groups, usage_of
 from roost.ports.clock import Clock
-from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
+from roost.ports.driver import TaskHandle, TaskLimits, TaskOrder, TaskUsage
 from roost.ports.errors import Invalid, Never
 
 MARK = "ROOST_TASK"
@@ -26,6 +28,7 @@ _SECRET = frozenset(("ROOST_JOIN_TOKEN",))
 """Of the starter's environment, what a task must not inherit."""
 _POLL_S = 0.02
 _SWEEP_ROUNDS = 100
+_UNGROUP_ROUNDS = 25
 
 
 class _TaskFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,12 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     started_ticks: int = 0
     log_path: str = ""
+    limits: TaskLimits = TaskLimits()
+
+    @property
+    def grouped(self) -> bool:
+        """It has a group of its own."""
+        return bool(self.limits.vcpus or self.limits.memory_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,11 @@ class _Process:
 class ProcessDriver:
     """Implements ``ports.driver.Driver``. ``folder`` holds the task files and lives as long as the host."""
 
-    def __init__(self, folder: Path, *, clock: Clock) -> None:
+    def __init__(self, folder: Path, *, clock: Clock, groups: Groups | None = None) -> None:
+        """``groups``: what holds tasks to their limits."""
         self._folder = folder
+        mine = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=4).hexdigest()
+        self._groups = groups or Groups(mine)
         self._clock = clock
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +82,9 @@ class ProcessDriver:
         running = self._find(order.task_id)
         if running is not None:
             return running
-        file = _TaskFile(task_id=order.task_id, argv=order.argv, log_path=order.log_path)
+        file = _TaskFile(
+            task_id=order.task_id, argv=order.argv, log_path=order.log_path, limits=order.limits
+        )
         self._write(file)
         try:
             child = self._spawn(order)
@@ -78,6 +92,8 @@ class ProcessDriver:
             self._path(order.task_id).unlink(missing_ok=True)
             raise Never(f"task {order.task_id} cannot be started: {error}") from error
         self._children[order.task_id] = child
+        if file.grouped:
+            self._groups.hold(order.task_id, order.limits, child.pid)
         # Not reaped yet, so /proc still has it even if it has ended already.
         found = _process(child.pid)
         ticks = found.started_ticks if found is not None else 0
@@ -98,6 +114,7 @@ class ProcessDriver:
                 await asyncio.sleep(_POLL_S)
         if self._path(task_id).exists():
             await self._sweep(task_id, handle)
+            await self._ungroup(task_id)
             self._path(task_id).unlink(missing_ok=True)
 
     async def alive(self, task_id: str) -> bool:
@@ -112,7 +129,17 @@ class ProcessDriver:
         return 128 - code if code < 0 else code
 
     async def usage(self, task_id: str) -> TaskUsage:
-        return TaskUsage()
+        handle, file = self._find(task_id), self._read(task_id)
+        if handle is None or file is None:
+            return TaskUsage()
+        found = self._groups.usage(task_id) if file.grouped else TaskUsage()
+        if found.cpu_s is None or found.memory_mib is None:
+            seen = usage_of(handle.pid)
+            found = TaskUsage(
+                cpu_s=seen.cpu_s if found.cpu_s is None else found.cpu_s,
+                memory_mib=seen.memory_mib if found.memory_mib is None else found.memory_mib,
+            )
+        return found
 
     async def logs(self, task_id: str, *, tail_bytes: int) -> str:
         file = self._read(task_id) if _TASK_ID.fullmatch(task_id) else None
@@ -121,18 +148,30 @@ class ProcessDriver:
         try:
             with Path(file.log_path).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - tail_bytes))
-                return log.read(tail_bytes).decode(errors="replace")
+                text = log.read(tail_bytes).decode(errors="replace")
         except OSError:
             return ""
+        if file.grouped and self._groups.overran(task_id):
+            text += f"the system ended it: it used more than its {file.limits.memory_mib:g} MiB\n"
+        return text
 
     @property
     def held(self) -> tuple[str, ...]:
-        return ()
+        return self._groups.held
 
     def exit_code(self, task_id: str) -> int | None:
         """Exit status of an ended task that this very driver started; None while it runs or unknown."""
         child = self._children.get(task_id)
         return None if child is None else child.poll()
+
+    async def _ungroup(self, task_id: str) -> None:
+        file = self._read(task_id)
+        if file is None or not file.grouped:
+            return
+        for _ in range(_UNGROUP_ROUNDS):
+            if self._groups.remove(task_id):
+                return
+            await asyncio.sleep(_POLL_S)
 
     def _path(self, task_id: str) -> Path:
         return self._folder / f"{task_id}.json"

@@ -59,6 +59,8 @@ def remove(folders: tuple[str, ...] | list[str]) -> None:
     for folder in folders:
         for _ in range(50):
             try:
+                for inner in Path(folder).glob("*/"):  # of its tasks, whose agent was killed
+                    inner.rmdir()
                 Path(folder).rmdir()
             except FileNotFoundError:
                 break
