@@ -42,6 +42,17 @@ def render(answer: Answer, *, accept: bytes = b"", head_only: bool = False, clos
     return head if head_only else head + body
 
 
+FAILED_PROXY = Answer(500, "the proxy failed; its log says why", problem=False)
+NOBODY = Answer(503, "no backend can take the request now", problem=False, retry_after_s=1)
+UNREACHED = Answer(502, "no backend could be reached", problem=False)
+LOST = Answer(502, "the backend closed before it answered", problem=False)
+
+
+def too_large(limit: int) -> Answer:
+    """A body over its bound."""
+    return Answer(413, f"the body is larger than {limit} bytes", problem=False)
+
+
 def _reason(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from roost.ports.errors import RoostError
-from roost.proxy.answers import Answer
+from roost.proxy.answers import FAILED_PROXY, LOST, NOBODY, UNREACHED, Answer, too_large
 from roost.proxy.framing import Body
 from roost.proxy.heads import Request
 from roost.proxy.plan import Pairs, Plan, Release, Stream
@@ -29,13 +29,11 @@ REPLAY_LIMIT = 64 << 10
 """Most bytes of a request's body kept to send it again, where no plan says it."""
 ATTEMPTS = 3
 """Most backends tried for one request, where no plan says it."""
+PAUSE_S = 0.1
+"""Before a request that failed everywhere asks again; doubles up to ..."""
+PAUSES_S = 2.0
 RACE_S = 0.1
 """A kept connection lost this soon after a request was sent was closing already: nobody's fault."""
-
-FAILED_PROXY = Answer(500, "the proxy failed; its log says why", problem=False)
-NOBODY = Answer(503, "no backend can take the request now", problem=False, retry_after_s=1)
-UNREACHED = Answer(502, "no backend could be reached", problem=False)
-LOST = Answer(502, "the backend closed before it answered", problem=False)
 
 
 def packed(pieces: list[bytes]) -> list[bytes]:
@@ -55,6 +53,8 @@ class Attempts:
         "_held",
         "_held_size",
         "_keep_bytes",
+        "_pause_s",
+        "_pauses_until_s",
         "_replayable",
         "_sent",
         "_time",
@@ -120,6 +120,8 @@ class Attempts:
         """From its arrival until it was sent (for the last time)."""
         self._tried: list[Upstream] = []
         self._sent = 0
+        self._pause_s = PAUSE_S
+        self._pauses_until_s = 0.0
         self._changes: Pairs = ()
         self._held: list[bytes] = []
         self._held_size = 0
@@ -154,7 +156,7 @@ class Attempts:
             self.body = None
         plan = self.plan
         if plan is not None and 0 < plan.body_bytes < self.bytes_in:
-            self.fail(_too_large(plan.body_bytes))
+            self.fail(too_large(plan.body_bytes))
             return b""
         if self.back is None or self._replayable:
             self._hold(out)
@@ -197,7 +199,7 @@ class Attempts:
         self.plan = plan
         self._keep_bytes = plan.retries.replay_bytes
         if 0 < plan.body_bytes < request.fields.length:
-            self.fail(_too_large(plan.body_bytes))
+            self.fail(too_large(plan.body_bytes))
             return
         if plan.admit is not None:
             verdict = plan.admit(request)
@@ -345,20 +347,22 @@ class Attempts:
         self.client.deadline_s = self.began_s + plan.hold.wait_s
         return True
 
-    def _wait_for_another(self, *, unsent: bool) -> bool:
+    def wait_for_another(self, *, unsent: bool) -> bool:
         """Everybody failed: where the plan is patient, whoever is there later may be asked, the same one too.
 
         What was sent is not repeated for ever: it may be what its backends die of.
         """
         plan = self.plan
         assert plan is not None
-        if not plan.patient or not self._safe(unsent):
+        if not plan.patient or not self.safe(unsent):
             return False
         if not unsent and self.retries + 1 >= plan.retries.attempts:
             return False
         if self.holding or not self._hold_it(plan):
             return False
         self._tried.clear()
+        self._pauses_until_s = self._time() + self._pause_s
+        self._pause_s = min(PAUSES_S, 2 * self._pause_s)
         return True
 
     def fail_softly(self, answer: Answer) -> None:
@@ -379,6 +383,8 @@ class Attempts:
         """A held request asks again: the routes or the backends may have changed."""
         request = self.request
         assert request is not None
+        if self._time() < self._pauses_until_s:
+            return
         decision = self.proxy.router.decide(request)
         if isinstance(decision, Plan):
             upstream = decision.upstreams.pick(self._time(), idempotent=request.idempotent)
@@ -448,17 +454,18 @@ class Attempts:
     def again(self, upstream: Upstream | None, now_s: float, *, unsent: bool) -> bool:
         """Try elsewhere. False when that is not safe, not allowed, or there is nowhere else."""
         if self.plan is None:
-            if not self._safe(unsent) or self._sent >= ATTEMPTS:
+            if not self.safe(unsent) or self._sent >= ATTEMPTS:
                 return False
             self.find(None)
             return True
         other = self.other_than(upstream, now_s, unsent=unsent)
         if other is None:
-            return self._wait_for_another(unsent=unsent)
+            return self.wait_for_another(unsent=unsent)
         self.go(other, now_s)
         return True
 
-    def _safe(self, unsent: bool) -> bool:
+    def safe(self, unsent: bool) -> bool:
+        """Whether it may be sent once more."""
         request = self.request
         assert request is not None
         self.simple = False
@@ -472,7 +479,7 @@ class Attempts:
         request, plan = self.request, self.plan
         assert request is not None
         assert plan is not None
-        if not self._safe(unsent):
+        if not self.safe(unsent):
             return None
         if upstream is not None and upstream not in self._tried:
             self._tried.append(upstream)
@@ -499,8 +506,8 @@ class Attempts:
         if other is not None:
             self.go(other, now_s)
             return True
-        if not self._safe(False) or self.retries or upstream.spec.state == "gone":
-            return self._wait_for_another(unsent=False)
+        if not self.safe(False) or self.retries or upstream.spec.state == "gone":
+            return self.wait_for_another(unsent=False)
         upstream.backend.retire()
         self.go(upstream, now_s)
         return True
@@ -591,7 +598,3 @@ def _let_go(back: BackendConnection, now_s: float, outcome: Outcome = Outcome.CA
     if back.upstream is not None:
         back.upstream.end(outcome, now_s - back.began_s, now_s)
         back.upstream = None
-
-
-def _too_large(limit: int) -> Answer:
-    return Answer(413, f"the body is larger than {limit} bytes", problem=False)

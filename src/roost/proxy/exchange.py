@@ -5,8 +5,8 @@ read and has a length takes a short way: no reader, no events, no copies beyond 
 bounded in both directions: a side that does not take bytes stops the other from being read.
 """
 
-from roost.proxy.answers import Answer
-from roost.proxy.attempts import JOIN_LIMIT, LOST, RACE_S, Attempts, packed
+from roost.proxy.answers import LOST, Answer
+from roost.proxy.attempts import JOIN_LIMIT, RACE_S, Attempts, packed
 from roost.proxy.framing import HEAD_LIMIT, FramingError
 from roost.proxy.heads import Request
 from roost.proxy.plan import Finished, Plan, Stream
@@ -270,13 +270,15 @@ class Exchange(Attempts):
             return False
         if head.status not in plan.retries.statuses and not upstream.half_open:
             return False
-        if not request.idempotent or not self._replayable:
+        # A balancer that refused says so by what it leaves out: nobody has seen the request.
+        unseen = plan.patient and head.status == 503 and head.load is None
+        if not self.safe(unseen):
             return False
         now_s = self._time()
         other = None
         if self.hedge is None:
-            other = self.other_than(upstream, now_s, unsent=False)
-            if other is None:
+            other = self.other_than(upstream, now_s, unsent=unseen)
+            if other is None and not (unseen and self.wait_for_another(unsent=True)):
                 return False
         self._loads(back, head)
         self._drop(back, Outcome.FAILED)

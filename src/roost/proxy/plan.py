@@ -65,7 +65,8 @@ class Plan:
     body_bytes: int = 0
     """Largest request body; 0 = no bound."""
     patient: bool = False
-    """With ``hold``: a request that failed everywhere and may be sent again waits like a held one."""
+    """With ``hold``, where each backend is a balancer of others: a request that failed everywhere and may
+    be sent again waits like a held one, and a 503 without ``Roost-Load`` is not an answer to it."""
     arrivals: Arrivals | None = None
     plain: bool = field(init=False)
     """None of the hooks is there: the request goes straight to a backend."""

@@ -268,3 +268,28 @@ async def test_answers_that_say_unwell_are_tried_elsewhere(edge: Any) -> None:
         assert await served(setup, 12) == {"i-2": 12}
         assert seen(setup).errors == 0
         await down(one, two)
+
+
+async def test_what_no_replica_has_seen_goes_elsewhere_whatever_its_method(edge: Any) -> None:
+    """A balancer's own 503 has no ``Roost-Load``; a replica's has, and is an answer."""
+    async with edge() as setup:
+        one, two = await up(setup, "i-1", "i-2")
+        own = True
+
+        async def full(head: bytes, body: bytes) -> bytes:
+            line = () if own else ("Roost-Load: active=1; slots=1",)
+            return answer(b"full", *line, status="503 Service Unavailable")
+
+        one.handler = full
+        setup.routes(service("i-1", "i-2"))
+        for _ in range(6):
+            status, _, body = await setup.ask("/s/web/x", "Content-Length: 0", method="POST")
+            assert (status, body) == (200, b"i-2 /x ")
+        setup.routes(service("i-1"))
+        alone = asyncio.create_task(setup.ask("/s/web/y", method="POST"))
+        await until(lambda: setup.proxy.held == 1)
+        one.handler = None
+        assert (await alone)[0] == 200, "it waits until somebody can serve it"
+        one.handler, own = full, False
+        assert (await setup.ask("/s/web/z", method="POST"))[0] == 503
+        await down(one, two)
