@@ -12,10 +12,16 @@ from pathlib import Path
 import msgspec
 
 from roost.agent.balancer import Balancer, Member
-from roost.agent.replicas.replica import Replica, ReplicaTools
+from roost.agent.replicas.replica import Replica, ReplicaTools, image_of
 from roost.ports.driver import TaskUsage
 from roost.ports.errors import Gone, RoostError, StaleEpoch
-from roost.ports.replicas import HostReplicas, ReplicaOrder, ReplicaReport, ServiceReport
+from roost.ports.replicas import (
+    HostReplicas,
+    ReplicaOrder,
+    ReplicaReport,
+    ReplicaSpec,
+    ServiceReport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +111,10 @@ class ReplicaHost:
         except (OSError, msgspec.DecodeError):
             return
         await self._apply(adopt=True)
-        names = {order.replica_id for order in self._wanted.replicas}
-        for handle in await self._tools.processes.recover():
-            if handle.task_id not in names:  # it was being ended
-                log.info("replica %s is in no set: it is ended", handle.task_id)
-                await self._tools.processes.stop(handle.task_id, grace_s=LEAVE_S)
+        for left in sorted(self._folder.glob("*/")):
+            if left.name not in self._replicas:  # it was being ended
+                log.info("replica %s is in no set: it is ended", left.name)
+                self._sweep(left)
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -210,6 +215,15 @@ class ReplicaHost:
                 if replica.life.state in ("ready", "unhealthy")
             ),
         )
+
+    def _sweep(self, folder: Path) -> None:
+        """End what an earlier agent was ending."""
+        image = image_of(folder)
+        order = ReplicaOrder(
+            replica_id=folder.name, service_id="", revision=0, spec=ReplicaSpec(image=image)
+        )
+        replica = Replica(order, folder, self._tools, changed=lambda: None, taken=lambda port: "")
+        self._removals[folder.name] = asyncio.get_running_loop().create_task(replica.end(LEAVE_S))
 
     # --- measuring --------------------------------------------------------------------------------
 

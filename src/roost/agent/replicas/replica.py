@@ -64,6 +64,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 
     life: Life
     port: int
+    image: str = ""
 
 
 class Replica:
@@ -418,7 +419,19 @@ class Replica:
     def _write(self) -> None:
         part = self._folder / "state.part"
         try:
-            part.write_bytes(msgspec.json.encode(_State(life=self.life, port=self.port)))
+            part.write_bytes(
+                msgspec.json.encode(
+                    _State(life=self.life, port=self.port, image=self.order.spec.image)
+                )
+            )
             part.replace(self._folder / "state.json")
         except OSError as error:
             log.warning("replica %s is not remembered: %s", self.id, error)
+
+
+def image_of(folder: Path) -> str:
+    """The image of a replica that was here; empty = it was a process."""
+    try:
+        return msgspec.json.decode((folder / "state.json").read_bytes(), type=_State).image
+    except (OSError, msgspec.DecodeError):
+        return ""
