@@ -14,7 +14,7 @@ from roost.fleet.model import Claim, ClaimState, Instance, InstanceState, Rank
 from roost.fleet.service import FleetService, Join, join_token, newest_stored, token_hash
 from roost.kit.ids import Ids
 from roost.ports.clock import Clock
-from roost.ports.errors import Conflict, Gone, Invalid, NoCapacity, Retry
+from roost.ports.errors import Conflict, Gone, Invalid, Never, NoCapacity, Retry
 from roost.ports.link import Links
 from roost.ports.provider import Order, Provider, ProviderInstance
 from roost.ports.store import Row, Store, Stored, StoryLine
@@ -145,6 +145,9 @@ class FleetController:
             case planning.Terminate():
                 assert stored is not None, "a termination is planned for an instance"
                 return await self._terminate(stored, instruction.reason)
+            case planning.Stop() | planning.Start():
+                assert stored is not None, "what is stopped or started is an instance"
+                return await self._switch(stored, instruction)
             case planning.Settle():
                 return await self._settle(claim, instruction)
 
@@ -265,6 +268,26 @@ class FleetController:
             )
             line = self._line(instance.id, "Terminated", "was never launched")
             await self._store.commit([self._tables.instances.row(gone, stored)], [line])
+        return URGENT_S
+
+    async def _switch(
+        self, stored: Stored[Instance], instruction: planning.Stop | planning.Start
+    ) -> float | None:
+        """Stop or start the instance; its provider's list says when that has happened."""
+        instance = stored.value
+        provider = self._providers[instance.offer.provider]
+        try:
+            if isinstance(instruction, planning.Stop):
+                await provider.stop(instance.provider_id)
+            else:
+                await provider.start(instance.provider_id)
+        except NoCapacity as error:  # its disk is there, its machine is not: another one is chosen
+            return await self._terminate(stored, f"could not be started again: {error}")
+        except Never as error:  # this cloud cannot stop it: it runs on
+            await self._service.pause(instance.parent, False)
+            await self._store.commit([], [self._line(instance.id, "NotStopped", str(error))])
+        except (Gone, Retry):
+            return URGENT_S
         return URGENT_S
 
     async def _settle(self, stored: Stored[Claim], settle: planning.Settle) -> float | None:

@@ -86,7 +86,7 @@ class GroupController:
         return 0.0 if instructions else min(SLOWEST_S, max(WATCH_S, len(views) / BIG))
 
     def _listen(self, views: Sequence[MemberView]) -> None:
-        """Note since when hosts are silent."""
+        """Note since when hosts are silent, or idle."""
         now_s = self._clock.monotonic_s()
         for view in views:
             instance = view.claim.instance if view.claim is not None else None
@@ -96,6 +96,10 @@ class GroupController:
                 self._groups.silence.setdefault(view.member.id, now_s)
             else:
                 self._groups.silence.pop(view.member.id, None)
+            if view.member.state is MemberState.SERVING and not view.use.slots_used:
+                self._groups.idle.setdefault(view.member.id, self._clock.now_s())
+            else:
+                self._groups.idle.pop(view.member.id, None)
 
     def _tell(self, group: Group, views: Sequence[MemberView]) -> None:
         """Wake whoever places containers when there is news of the hosts."""
@@ -122,6 +126,7 @@ class GroupController:
                 await self._fleet.release(member.id, member.reason)
                 await self._put(member, event)
                 self._groups.silence.pop(member.id, None)
+                self._groups.idle.pop(member.id, None)
             case Launch(orders=orders, reason=reason):
                 await self._launch(s, orders[:LAUNCHES], reason)
             case Update(group=group, event=event, reason=reason):

@@ -139,6 +139,14 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     budgets: tuple[Budget, ...] = ()
 
 
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """What new hosts are launched from."""
+
+    revision: int
+    ask: Ask
+    image: Image
+
+
 class RefreshState(StrEnum):
     """running -> successful | cancelled | rolling-back -> rolled-back."""
 
@@ -153,11 +161,8 @@ class Refresh(msgspec.Struct, frozen=True, kw_only=True):
     """Replacing all hosts of older revisions, within bounds."""
 
     state: RefreshState
-    revision: int
-    """Hosts of this revision are good."""
-    before: GroupSpec
+    before: Template
     """Where a rollback goes back to."""
-    before_revision: int
     min_healthy: float = 0.9
     """At least this share of desired serves meanwhile."""
     max_healthy: float = 1.1
@@ -190,10 +195,18 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     pinned: int | None = None
     """A person's desired: counts instead."""
     revision: int = 1
-    """Rises with each change of ask or image: hosts of older revisions wait for a refresh."""
+    """Of ask and image: hosts of another one wait for a refresh."""
+    newest: int = 1
+    """The highest revision there ever was: a rollback goes back to an older one."""
+    settled: Template
+    """What the last refresh that came through left."""
     refresh: Refresh | None = None
     spares: int = 0
     """How many stand above desired now, because of risk."""
+    setbacks: int = 0
+    """Hosts in a row that never served."""
+    not_before_s: float = 0.0
+    """After setbacks: when the next host is launched."""
     created_s: float = 0.0
     message: str = ""
     """What a person should know: why there are fewer hosts than wanted."""
@@ -310,6 +323,8 @@ class GroupHost(msgspec.Struct, frozen=True, kw_only=True):
     state: HostState
     slots: int
     slots_used: int = 0
+    idle_s: float = 0.0
+    """For how long nothing has stood on it."""
     connected: bool = False
     created_s: float = 0.0
     ready_s: float | None = None
@@ -321,3 +336,8 @@ class GroupHost(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is drained or noticed."""
     member_id: str = ""
     protection: Protection = Protection.NONE
+    revision: int = 1
+    stand_in: bool = False
+    """On demand in the place of a spot host."""
+    keep: str = ""
+    """Why whoever placed containers there wants it left alone."""

@@ -4,6 +4,8 @@ First every host is followed to where it is, then a refresh goes a step on, then
 changes a host's state comes alone: the next round looks again.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from roost.fleet import group_machine as machine
@@ -14,6 +16,8 @@ from roost.fleet.group_snapshot import Drop, Instruction, Pause, Put, Snapshot, 
 from roost.fleet.model import InstanceState
 
 M = MemberState
+FIRST_WAIT_S = 5.0
+LONGEST_WAIT_S = 600.0
 
 
 def plan(snapshot: Snapshot) -> list[Instruction]:
@@ -21,7 +25,27 @@ def plan(snapshot: Snapshot) -> list[Instruction]:
     if snapshot.group.state is GroupState.DELETING:
         return _delete(snapshot)
     followed = [i for i in (_follow(snapshot, view) for view in snapshot.members) if i is not None]
-    return followed or refresh(snapshot) or resize(snapshot)
+    if followed:
+        return [*followed, *_setbacks(snapshot, followed)]
+    return refresh(snapshot) or resize(snapshot)
+
+
+def _setbacks(s: Snapshot, followed: Sequence[Instruction]) -> list[Instruction]:
+    """Hosts that never come to serve are launched ever more slowly."""
+    group = s.group
+    if any(isinstance(i, Put) and i.member.state is M.SERVING for i in followed):
+        if not group.setbacks:
+            return []
+        new = msgspec.structs.replace(group, setbacks=0, not_before_s=0.0)
+        return [Update(group=new, event="", reason="")]
+    bad = [i for i in followed if isinstance(i, Drop) and i.event == "Abandoned"]
+    if not bad:
+        return []
+    setbacks = group.setbacks + 1
+    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (setbacks - 1))
+    new = msgspec.structs.replace(group, setbacks=setbacks, not_before_s=s.now_s + wait_s)
+    why = f"{bad[0].member.reason}; the next launch waits {wait_s:.0f} s"
+    return [Update(group=new, event="SetBack", reason=why)]
 
 
 def _delete(s: Snapshot) -> list[Instruction]:
@@ -42,6 +66,8 @@ def _follow(s: Snapshot, view: MemberView) -> Instruction | None:
     if view.claim is None or view.claim.gone:
         return Drop(member=machine.end(member, s.now_s, _why_gone(view)), event="Lost")
     match member.state:
+        case M.LAUNCHING if view.claim.claim.paused:
+            return Pause(claim_id=member.id, paused=False)
         case M.LAUNCHING if view.ready:
             return _arrived(machine.arrive(member, s.group.spec, s.now_s))
         case M.ENTERING:

@@ -113,7 +113,7 @@ def _grow(s: Snapshot, counted: Sequence[MemberView], aim: int) -> list[Instruct
             found.append(Put(member=machine.promote(view.member, s.now_s, why), event="Promoted"))
             need -= 1
     orders = _orders(s, counted, aim, max(0, need)) if not found else []
-    if orders:
+    if orders and s.now_s >= s.group.not_before_s:
         found.append(Launch(orders=tuple(orders), reason=why))
     return found
 
@@ -227,10 +227,10 @@ def idleness(s: Snapshot, view: MemberView) -> str:
     if view.member.release:
         return view.member.release
     slots = f"{view.use.slots_used} of {s.group.spec.slots} slots used"
-    if view.use.slots_used == 0 and view.use.idle_since_s is not None:
-        return f"idle for {max(0.0, s.now_s - view.use.idle_since_s):.0f} s, {slots}"
     if view.member.stand_in:
         return f"spot is to be had again, {slots}"
+    if view.use.slots_used == 0 and view.use.idle_since_s is not None:
+        return f"idle for {max(0.0, s.now_s - view.use.idle_since_s):.0f} s, {slots}"
     return f"{slots}, lasts an hour with {view.survival:.1%}"
 
 

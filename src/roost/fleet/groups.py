@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from roost.fleet import group_refresh
 from roost.fleet.group_checks import check
 from roost.fleet.group_model import (
     PREFIX,
@@ -17,9 +18,13 @@ from roost.fleet.group_model import (
     MemberState,
     MemberView,
     Odds,
+    Refresh,
+    RefreshState,
+    Template,
     Uses,
 )
 from roost.fleet.group_snapshot import COMING, GOING
+from roost.fleet.model import ClaimView
 from roost.fleet.service import FleetService
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, Invalid
@@ -32,8 +37,29 @@ M = MemberState
 LIVE = tuple(str(state) for state in MemberState if state is not MemberState.ENDED)
 
 
+async def _unknown(_host_ids: Sequence[str]) -> Mapping[str, HostUse]:
+    return {}
+
+
 async def _steady(offers: Sequence[Offer], _hours: float) -> Sequence[float]:
     return [1.0] * len(offers)
+
+
+class RefreshWish(msgspec.Struct, frozen=True, kw_only=True):
+    """How a refresh goes on; the fields are those of ``Refresh``."""
+
+    min_healthy: float = 0.9
+    max_healthy: float = 1.1
+    warm_up_s: float = 0.0
+    boot_limit_s: float = 300.0
+    most_failures: int = 1
+    limit_s: float = 3600.0
+    auto_rollback: bool = True
+    all_hosts: bool = False
+    """Those of the present revision too."""
+
+
+DEFAULTS = RefreshWish()
 
 
 class Groups:
@@ -55,10 +81,12 @@ class Groups:
         self._defaults = defaults
         self._wake = wake
         self._odds = odds
-        self.uses: Uses = self._reported
+        self.uses: Uses = _unknown
         """Who knows what stands on hosts; main plugs in the room that places containers."""
         self.silence: dict[str, float] = {}
         """Member -> since when (monotonic) its host is not connected."""
+        self.idle: dict[str, float] = {}
+        """Member -> since when (UTC) nothing stands on its host."""
         self.groups = Table(store, "group", Group)
         self.members = Table(store, "member", Member)
 
@@ -80,11 +108,14 @@ class Groups:
         old = await self.groups.get(group_id(spec.name))
         if old is not None and old.value.state is not GroupState.DELETED:
             raise Conflict(f"there is a group {spec.name}", hint="`roost group set` changes it")
+        first = 1 if old is None else old.value.newest + 1
         group = Group(
             id=group_id(spec.name),
             spec=spec,
             desired=spec.min,
-            revision=1 if old is None else old.value.revision + 1,
+            revision=first,
+            newest=first,
+            settled=Template(revision=first, ask=spec.ask, image=spec.image),
             created_s=self._clock.now_s(),
         )
         reason = f"{spec.min} to {spec.max} hosts of {spec.slots} slots, {spec.allocation}"
@@ -104,7 +135,9 @@ class Groups:
                 raise Invalid("a group keeps its name", hint="make another group")
             new = msgspec.structs.replace(group, spec=spec)
             if (spec.ask, spec.image) != (group.spec.ask, group.spec.image):
-                new = msgspec.structs.replace(new, revision=group.revision + 1)
+                _not_refreshing(group)
+                newest = group.newest + 1
+                new = msgspec.structs.replace(new, revision=newest, newest=newest)
             return new, "Changed", _differences(group.spec, spec) or "nothing"
 
         return await self._write(name, changed)
@@ -148,6 +181,55 @@ class Groups:
 
         return await self._write(name, changed)
 
+    async def refresh(self, name: str, wish: RefreshWish = DEFAULTS) -> Group:
+        """Replace the hosts of older revisions. ``Invalid``, ``Conflict`` while one runs."""
+        if not 0.0 <= wish.min_healthy <= 1.0 or not 1.0 <= wish.max_healthy <= 2.0:
+            raise Invalid(
+                f"healthy from {wish.min_healthy:.0%} to {wish.max_healthy:.0%}",
+                hint="the least is 0 to 100 %, the most 100 to 200 %",
+            )
+
+        def changed(group: Group) -> tuple[Group, str, str]:
+            _not_refreshing(group)
+            revision = group.revision
+            newest = group.newest
+            if wish.all_hosts:  # even those that are what a new one would be
+                revision = newest = newest + 1
+            refresh = Refresh(
+                state=RefreshState.RUNNING,
+                before=group.settled,
+                min_healthy=wish.min_healthy,
+                max_healthy=wish.max_healthy,
+                warm_up_s=wish.warm_up_s,
+                boot_limit_s=wish.boot_limit_s,
+                most_failures=wish.most_failures,
+                limit_s=wish.limit_s,
+                auto_rollback=wish.auto_rollback,
+                started_s=self._clock.now_s(),
+            )
+            new = msgspec.structs.replace(group, refresh=refresh, revision=revision, newest=newest)
+            words = f"to revision {revision}, {wish.min_healthy:.0%} to {wish.max_healthy:.0%}"
+            return new, "Refreshing", words
+
+        return await self._write(name, changed)
+
+    async def end_refresh(self, name: str, *, roll_back: bool = False) -> Group:
+        """Stop a refresh where it is, or turn it back. ``Invalid`` when none runs."""
+
+        def changed(group: Group) -> tuple[Group, str, str]:
+            now = group.refresh
+            if now is None or now.state is not RefreshState.RUNNING:
+                raise Invalid(f"no refresh of {name} runs", hint="`roost group show` says more")
+            if roll_back:
+                update = group_refresh.roll_back(group, self._clock.now_s(), "by a person")
+                return update.group, update.event, update.reason
+            ended = msgspec.structs.replace(
+                now, state=RefreshState.CANCELLED, ended_s=self._clock.now_s(), reason="by a person"
+            )
+            return msgspec.structs.replace(group, refresh=ended), "RefreshCancelled", "by a person"
+
+        return await self._write(name, changed)
+
     async def delete(self, name: str) -> Group:
         """The group ends with all its hosts."""
 
@@ -174,7 +256,8 @@ class Groups:
         """The group's hosts by id, without warm ones."""
         group = await self.get(name)
         views = await self.views(group)
-        return tuple(_host(group, view) for view in views if not view.member.warm)
+        now_s = self._clock.now_s()
+        return tuple(host_of(group, view, now_s) for view in views if not view.member.warm)
 
     async def views(self, group: Group) -> tuple[MemberView, ...]:
         """All members that have not ended, with claim, use and odds, by id."""
@@ -196,7 +279,7 @@ class Groups:
                 MemberView(
                     member=member,
                     claim=claim,
-                    use=uses.get(host, HostUse()),
+                    use=self._use(member, uses.get(host), claim),
                     survival=survival,
                     risk=risk if member.option is PurchaseOption.SPOT else 0.0,
                     silent_s=0.0 if since_s is None else now_s - since_s,
@@ -204,10 +287,16 @@ class Groups:
             )
         return tuple(views)
 
-    # --- parts -------------------------------------------------------------------------------------
+    def _use(self, member: Member, known: HostUse | None, claim: ClaimView | None) -> HostUse:
+        if known is None:  # then what its own agent says
+            report = claim.report if claim is not None else None
+            found = () if report is None else (*report.tasks, *report.replicas)
+            known = HostUse(slots_used=len(found))
+        if known.slots_used or known.idle_since_s is not None:
+            return known
+        return msgspec.structs.replace(known, idle_since_s=self.idle.get(member.id))
 
-    async def _reported(self, host_ids: Sequence[str]) -> Mapping[str, HostUse]:
-        return {}
+    # --- parts -------------------------------------------------------------------------------------
 
     async def _mark(self, name: str, release: frozenset[str], reason: str) -> None:
         """Note which hosts should go first."""
@@ -249,12 +338,20 @@ def group_id(name: str) -> str:
     return name if name.startswith(PREFIX) else PREFIX + name
 
 
+def _not_refreshing(group: Group) -> None:
+    if group.refresh is not None and group.refresh.state in group_refresh.ACTIVE:
+        raise Conflict(
+            f"a refresh of {group.spec.name} runs", hint="`roost group refresh --cancel` ends it"
+        )
+
+
 def _differences(old: GroupSpec, new: GroupSpec) -> str:
     names = [n for n in old.__struct_fields__ if getattr(old, n) != getattr(new, n)]
     return ", ".join(names)
 
 
-def _host(group: Group, view: MemberView) -> GroupHost:
+def host_of(group: Group, view: MemberView, now_s: float) -> GroupHost:
+    """A member as whoever places containers sees it."""
     member = view.member
     instance = view.claim.instance if view.claim is not None else None
     notice = None if instance is None else instance.notice
@@ -274,6 +371,7 @@ def _host(group: Group, view: MemberView) -> GroupHost:
         state=state,
         slots=group.spec.slots,
         slots_used=view.use.slots_used,
+        idle_s=max(0.0, now_s - (view.use.idle_since_s or now_s)),
         connected=view.claim is not None and view.claim.connected,
         created_s=member.created_s,
         ready_s=None if instance is None else instance.ready_s,
@@ -282,4 +380,7 @@ def _host(group: Group, view: MemberView) -> GroupHost:
         reason=member.reason,
         member_id=member.id,
         protection=member.protection,
+        revision=member.revision,
+        stand_in=member.stand_in,
+        keep=view.use.keep,
     )

@@ -41,6 +41,18 @@ class Terminate(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop the instance at the provider; its disk stays."""
+
+    instance: Instance
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Start the stopped instance again."""
+
+    instance: Instance
+
+
 class Settle(msgspec.Struct, frozen=True, kw_only=True):
     """Move the claim to a state that follows from its instance."""
 
@@ -48,7 +60,7 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-Instruction = Choose | Launch | Terminate | Settle
+Instruction = Choose | Launch | Terminate | Stop | Start | Settle
 
 
 def plan(snapshot: Snapshot) -> list[Instruction]:
@@ -77,11 +89,15 @@ def _pursue(snapshot: Snapshot, instance: Instance) -> list[Instruction]:
         case InstanceState.PLANNED | InstanceState.REQUESTED:
             return [Launch(instance=instance)]
         case InstanceState.BOOTING:
-            if snapshot.now_s - instance.created_s > BOOT_LIMIT_S:
+            if snapshot.now_s - _began_s(instance) > BOOT_LIMIT_S:
                 return [Terminate(instance=instance, reason="not ready in time")]
         case InstanceState.READY:
             if claim.state is ClaimState.WANTED:
                 return [Settle(state=ClaimState.HELD, reason=f"{instance.id} is ready")]
+            if claim.paused:
+                return [Stop(instance=instance)]
+        case InstanceState.STOPPED if not claim.paused:
+            return [Start(instance=instance)]
         case InstanceState.DRAINING:
             return [Terminate(instance=instance, reason="draining")]
         case _ if instance.ended and claim.state is ClaimState.HELD:
@@ -89,6 +105,11 @@ def _pursue(snapshot: Snapshot, instance: Instance) -> list[Instruction]:
         case _ if instance.ended:
             return [Choose(reason=f"{instance.id} {instance.state} before it was ready")]
     return []
+
+
+def _began_s(instance: Instance) -> float:
+    """When its present boot began: a stopped one may be older than that."""
+    return max(instance.created_s, instance.spans[-1].started_s if instance.spans else 0.0)
 
 
 def narrowed(claim: Claim, pools: Sequence[Pool], now_s: float) -> Ask:

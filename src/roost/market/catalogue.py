@@ -128,12 +128,13 @@ class Catalogue:
             unknown_speed=self.unknown_speed,
             distances_km=distances,
             boot_s=self.boot_s,
-            hazards=self._live,
+            hazards=self.hazards,
             limit=limit,
         )
 
     @cached_property
-    def _live(self) -> dict[str, Hazard]:
+    def hazards(self) -> dict[str, Hazard]:
+        """Hazards newer than the published bands, by offer key."""
         columns = self.columns
         rows = columns.live_rows.tolist()
         return {columns.key(row): h for row, h in zip(rows, columns.live, strict=True)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from roost.market import decision
 from roost.market.advisor import PER_KM, PRICE_FLOOR, UNKNOWN_BOOT_S, RankContext
 from roost.market.survival import ON_DEMAND, PUBLISHED, Hazard
-from roost.ports.values import Offer, PurchaseOption, Resources
+from roost.ports.values import Allocation, Ask, Offer, PurchaseOption, Resources
 
 Codes = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -94,6 +94,20 @@ class Columns:
             loss[region],
         )
         return total
+
+    def order(self, context: RankContext, rows: Rows, ask: Ask) -> Floats:
+        """What these rows are ranked by, the least first, as the ask's allocation says."""
+        if ask.allocation is Allocation.LOWEST_PRICE:
+            return self.price[rows]
+        totals = self.totals(context, rows)
+        if ask.allocation is Allocation.CAPACITY:
+            return _places(self._hazard(context, rows), totals)
+        if ask.allocation is Allocation.PRIORITIZED:
+            wanted = {name: place for place, name in enumerate(ask.instance_types)}
+            last = len(wanted)
+            by_type = np.array([wanted.get(name, last) for _, name in self.types.names], float)
+            return _places(by_type[self.type[rows]], totals)
+        return totals
 
     def _by_region(self, context: RankContext) -> tuple[Floats, Floats]:
         far, loss = np.empty(len(self.regions)), np.empty(len(self.regions))
@@ -204,6 +218,14 @@ class Columns:
             live_rows=rows,
             live=tuple(hazards.values()),
         )
+
+
+def _places(first: Floats, then: Floats) -> Floats:
+    """The place of each row when sorted by ``first``, its ties by ``then``."""
+    order = np.lexsort((then, first))
+    places = np.empty(len(order))
+    places[order] = np.arange(len(order))
+    return places
 
 
 def columns_of(offers: pl.DataFrame, types: pl.DataFrame, notice_s: Mapping[str, float]) -> Columns:

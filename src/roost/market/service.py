@@ -73,6 +73,8 @@ class Market:
     def rank(self, ask: Ask, limit: int = 20, per_region: int | None = None) -> list[Ranked]:
         """The best ``limit`` offers, best first, spread over regions: what ``advisor.rank`` gives over all.
 
+        Ordered as ``ask.allocation`` says: by what a useful hour costs unless it names another.
+
         ``per_region``: at most so many of a region while others are left. Raises ``Invalid`` saying which
         constraint leaves nothing.
         """
@@ -84,7 +86,7 @@ class Market:
         columns, rows = self.catalogue.columns, self.catalogue.rows(ask)
         if not len(rows):
             raise self._nothing(ask)
-        totals = columns.totals(context, rows)
+        totals = columns.order(context, rows, ask)
         size = max(PREFIX, 4 * limit)
         while True:
             ordered, all_of_them = columns.best(totals, rows, size)
@@ -147,8 +149,8 @@ class Market:
         """The probability of each offer that an instance of it is not taken within ``hours``."""
         if not offers:
             return []
-        context = self.context(Ask())
-        return [survival(o, hours, context.prior, context.hazards).p for o in offers]
+        prior, hazards = self.catalogue.prior, self.catalogue.hazards
+        return [survival(o, hours, prior, hazards).p for o in offers]
 
     def context(self, ask: Ask, limit: int | None = None) -> RankContext:
         """What the advisor needs for this ask. Raises ``Invalid`` when ``near`` is no known place."""
