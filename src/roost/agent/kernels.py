@@ -202,6 +202,7 @@ class KernelStarter:
                 session_id=session_id,
                 epoch=order.epoch,
                 key=order.key,
+                kernel=order.kernel,
                 cwd=self._places.workspace(session_id),
                 captures_dir=self._places.captures(session_id),
                 restore_manifest=fetched.manifest_path if fetched else "",

@@ -118,6 +118,8 @@ class StartNotebook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     near: str = ""
     spread: str = "pool"
     """How far a move goes: ``pool``, ``region`` or ``provider`` (another cloud)."""
+    kernel: str = ""
+    """A kernel of another language that is installed on hosts, e.g. ``bash``; empty = Python."""
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only."""
     standby: bool = True

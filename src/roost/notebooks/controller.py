@@ -295,6 +295,7 @@ class NotebookController:
             epoch=session.epoch,
             key=session.key,
             checkpoint=session.checkpoint.digest if session.checkpoint else "",
+            kernel=session.kernel,
         )
         if session.state is SessionState.MOVING:
             # Again, in case a crash came between the decision to restore and the hold.

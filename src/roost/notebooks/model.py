@@ -100,6 +100,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask
     image: Image
     spread: Spread = Spread.POOL
+    kernel: str = ""
+    """Name of a kernel of another language (``bash``); empty = Python."""
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only; moves may go wherever ``ask`` allows. Empty = as ``ask``."""
     standby: bool = True

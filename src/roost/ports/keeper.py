@@ -52,6 +52,8 @@ class Adopt(_Message, frozen=True, kw_only=True):
     key: str
     cwd: str
     env: dict[str, str] = {}
+    kernel: str = ""
+    """Name of an installed kernel of another language; empty = Python with the engine."""
     captures_dir: str = ""
     """Where captures are written; empty = this kernel is not captured."""
     restore_manifest: str = ""

@@ -34,6 +34,8 @@ class KernelOrder(msgspec.Struct, frozen=True, kw_only=True):
     """The Jupyter message signing key of the session: the same everywhere, so nothing is re-signed."""
     checkpoint: str = ""
     """Digest of the checkpoint to restore; empty = a fresh kernel."""
+    kernel: str = ""
+    """Name of an installed kernel of another language; empty = Python."""
     files: tuple["FileChange", ...] = ()
     """Changes made from the browser that the checkpoint does not have yet, in order."""
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import msgspec
 
+from roost.agent.keeper.adoption import Adoption
 from roost.agent.keeper.captures import Captures, reports
 from roost.agent.keeper.engine import Fields
 from roost.agent.keeper.life import Life, reason_of
@@ -82,6 +83,7 @@ class Keeper:
         self._task_id = config.task_id
         self._publish = publish
         self._life = Life(config, ids, self)
+        self._adoption = Adoption(self._life)
         self._line = Line()
         self._ids = ids
         self._captures = Captures()
@@ -155,7 +157,7 @@ class Keeper:
         """A kernel answers: with a session it becomes that session's (fresh) kernel."""
         if self._session is None:
             return
-        await self._engine_adopt(self._session)
+        await self._adoption.run(self._session)
         self._fresh = True
         self._execution_count = 0
         self._open = True
@@ -260,7 +262,7 @@ class Keeper:
         await self._life.wait_up()
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await self._engine_adopt(order)
+        await self._adoption.run(order)
         report = RestoreReport()
         if order.restore_manifest:
             chunks, manifest = order.chunks_dir or order.captures_dir, order.restore_manifest
@@ -370,16 +372,6 @@ class Keeper:
             last = self._captures.last
             if last is not None and last.number > number:
                 self._hold_last()
-
-    async def _engine_adopt(self, order: Adopt) -> None:
-        await self._life.demand(
-            "adopt",
-            key=order.key,
-            session_id=order.session_id,
-            cwd=order.cwd,
-            env=order.env,
-            captures=order.captures_dir,
-        )
 
     # --- what the bridge says ----------------------------------------------------------------------
 
@@ -532,6 +524,7 @@ class Keeper:
     def on_message(self, channel: str, parts: Parts) -> None:
         """Number what the kernel sends and follow what it works on."""
         if not self._open:
+            self._adoption.take(channel, parts)
             return
         try:
             message = read(parts)

@@ -87,6 +87,20 @@ class Life:
         if self._kernel is None and not starting and not self.failure and not self._stopped:
             self._starting = self.spawn(self._start())
 
+    @property
+    def heard(self) -> bool:
+        """Its outputs reach us."""
+        return self._kernel is not None and self._kernel.heard.is_set()
+
+    async def reach_again(self) -> None:
+        """Another program has taken the kernel's place: its engine answers when this returns."""
+        kernel, engine = self._kernel, self._engine
+        if kernel is None or engine is None:
+            raise Retry("the kernel has ended")
+        kernel.heard.clear()
+        await engine.close()
+        await self._reach_engine(kernel, engine, hear=False)
+
     async def wait_up(self) -> None:
         """Raises ``Never`` when no kernel comes, ``Retry`` when it takes too long."""
         try:
@@ -182,14 +196,17 @@ class Life:
         self._news.set()
         self._hooks.on_up()
 
-    async def _reach_engine(self, kernel: KernelProcess, engine: Engine) -> None:
+    async def _reach_engine(
+        self, kernel: KernelProcess, engine: Engine, *, hear: bool = True
+    ) -> None:
         """Connect to the engine, unless the kernel ends first."""
 
         async def connect() -> None:
             await engine.connect(kernel.engine_path)
             await engine.ask("status")
             # A cell that ran before we hear its outputs would never be seen to end.
-            await kernel.heard.wait()
+            if hear:
+                await kernel.heard.wait()
 
         connecting = asyncio.create_task(connect())
         try:

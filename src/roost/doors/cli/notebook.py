@@ -34,6 +34,10 @@ def start(
         str, typer.Option(help="How far moves go: pool, region, provider.")
     ] = "pool",
     start_cloud: Annotated[list[str] | None, typer.Option(help="Cloud of the first host.")] = None,
+    kernel: Annotated[
+        str,
+        typer.Option(help="Another language, e.g. bash: it moves with its files and begins anew."),
+    ] = "",
     standby: Annotated[bool, typer.Option(help="Keep a warm host to move to.")] = True,
     wait: Annotated[bool, typer.Option(help="Wait until it runs.")] = True,
     json: JsonOption = False,
@@ -50,6 +54,7 @@ def start(
         max_usd_hour=max_price,
         near=near,
         spread=move_to,
+        kernel=kernel,
         start_clouds=tuple(start_cloud or ()),
         standby=standby,
     )

@@ -19,7 +19,8 @@ from roost.client.model import (
     StoryView,
 )
 from roost.doors.rest.jobs import JobDoor
-from roost.doors.rest.plumbing import STATUS, answer, ask_of, one_of, problem, read
+from roost.doors.rest.plumbing import STATUS, answer, ask_of, kernel_of, one_of, problem, read
+from roost.doors.rest.services import ServiceDoor
 from roost.doors.rest.views import Views
 from roost.fleet.model import Spread
 from roost.fleet.service import FleetService
@@ -46,6 +47,7 @@ class RestDoor:
         load_image: Callable[[str], Image],
         check_ask: Callable[[Ask], Awaitable[None]],
         jobs: JobDoor,
+        services: ServiceDoor,
         owner_token: str,
     ) -> None:
         self._notebooks = notebooks
@@ -56,6 +58,7 @@ class RestDoor:
         self._load_image = load_image
         self._check_ask = check_ask
         self._jobs = jobs
+        self._services = services
         self._owner_token = owner_token
         self._started_s = clock.monotonic_s()
 
@@ -85,6 +88,10 @@ class RestDoor:
         routes += [
             Route(path, self._guarded(partial(endpoint, self._jobs)), methods=[method])
             for method, path, endpoint in JobDoor.table()
+        ]
+        routes += [
+            Route(path, self._guarded(partial(endpoint, self._services)), methods=[method])
+            for method, path, endpoint in ServiceDoor.table()
         ]
         return Starlette(routes=routes)
 
@@ -120,6 +127,7 @@ class RestDoor:
             image=self._load_image(body.image),
             key=body.key,
             spread=one_of(Spread, body.spread, "spread"),
+            kernel=kernel_of(body.kernel),
             start_clouds=body.start_clouds,
             standby=body.standby,
             page=body.page,

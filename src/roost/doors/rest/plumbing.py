@@ -1,5 +1,6 @@
 """What every endpoint needs: typed bodies in, JSON and problems out. Holds no rules."""
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,9 @@ STATUS = {
     "no_capacity": 503,
     "never": 422,
 }
+
+_KERNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""As Jupyter names kernelspecs."""
 
 T = TypeVar("T")
 
@@ -60,6 +64,15 @@ def ask_of(body: StartNotebook | StartJob) -> Ask:
         max_usd_hour=body.max_usd_hour,
         near=body.near,
     )
+
+
+def kernel_of(name: str) -> str:
+    """The name of a kernel of another language; empty = Python's own. ``Invalid`` if it cannot be one."""
+    if name in ("", "python", "python3", "ipykernel"):
+        return ""
+    if not _KERNEL.fullmatch(name):
+        raise Invalid(f"{name!r} cannot be the name of a kernel", hint="e.g. bash")
+    return name
 
 
 def one_of(kind: Any, text: str, what: str) -> Any:

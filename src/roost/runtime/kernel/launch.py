@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ipykernel.kernelapp import IPKernelApp
 
+from roost.runtime.kernel import other
 from roost.runtime.kernel.extension import load
 from roost.runtime.kernel.server import Server
 
@@ -43,5 +44,6 @@ def main(argv: list[str]) -> None:
     engine.loop = loop
     if options.state_dir:
         engine.track(Path(options.state_dir))
-    Server(engine, Path(options.engine)).start()
+    become = other.becoming(Path(options.connection_file), Path(options.engine))
+    Server(engine, Path(options.engine), become).start()
     app.start()

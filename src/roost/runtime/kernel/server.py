@@ -1,47 +1,43 @@
-"""The engine's door: a unix socket, JSON lines, any number of clients, a thread of its own.
+"""What is asked of the engine through its door, on a thread of its own.
 
-Requests ``{"id": n, "op": ...}`` are answered ``{"id": n, "ok": true, ...}`` or ``{"id": n, "ok": false,
-"error": code, "message": ...}``; events ``{"event": ...}`` go to every client. Never touches a user object:
-what does is handed to the main thread.
+Never touches a user object: what does is handed to the main thread.
 """
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
-from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
+from roost.runtime.kernel.door import Door, Op
 from roost.runtime.kernel.engine import Engine
 from roost.runtime.kernel.jobs import Fields
 from roost.runtime.kernel.restore import CannotRestore
 
-LINE_LIMIT = 64 << 20
-"""Longest request or answer, in bytes."""
-BACKLOG_BYTES = 8 << 20
-"""A client that leaves so much unread is cut off."""
 BUDGET_S = 30.0
 """Time for a capture when the request names none."""
+BECOME_S = 0.05
+"""The answer is out by then."""
 POKE_S = 0.5
 """How often the main thread is asked again to look for a place to pause at."""
 
-Op = Callable[[Fields], Awaitable[Fields]]
+Become = Callable[[Fields], Callable[[], None]]
 
 
 class Server:
     """Serves one engine."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
+    def __init__(self, engine: Engine, path: Path, become: Become | None = None) -> None:
+        """``become``: for a request, what puts a kernel of another language in the place of this process."""
         self._engine = engine
         self._path = path
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._become = become
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._ops: dict[str, Op] = {
+        ops: dict[str, Op] = {
             "status": self._status,
             "warm": self._warm,
             "adopt": self._adopt,
@@ -56,7 +52,7 @@ class Server:
             "go_on": self._go_on,
             "continue": self._continue,
         }
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._door = Door(ops)
 
     def start(self) -> None:
         """Listen; returns when clients can connect."""
@@ -67,63 +63,14 @@ class Server:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._path.unlink(missing_ok=True)
-        former = os.umask(0o177)
-        try:
-            listen = asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
-            server = self._loop.run_until_complete(listen)
-        finally:
-            os.umask(former)
+        server = self._loop.run_until_complete(self._door.listen(self._path))
         self._ready.set()
         with contextlib.suppress(RuntimeError):
             self._loop.run_until_complete(server.serve_forever())
 
     def _push(self, fields: Fields) -> None:
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._send_all, _line(fields))
-
-    def _send_all(self, line: bytes) -> None:
-        for writer in list(self._clients):
-            self._send(writer, line)
-
-    def _send(self, writer: asyncio.StreamWriter, line: bytes) -> None:
-        if writer.transport.get_write_buffer_size() > BACKLOG_BYTES:
-            writer.transport.abort()
-            self._clients.discard(writer)
-        elif not writer.is_closing():
-            writer.write(line)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
-        try:
-            while line := await reader.readline():
-                task = self._loop.create_task(self._answer(writer, line))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        except (OSError, ValueError):
-            pass  # gone, or a line beyond the limit
-        finally:
-            self._clients.discard(writer)
-            writer.close()
-
-    async def _answer(self, writer: asyncio.StreamWriter, line: bytes) -> None:
-        number: Any = None
-        try:
-            request = loads(line)
-            number = request.get("id")
-            op = self._ops.get(request.get("op"))
-            if op is None:
-                raise CannotRestore("unknown_op", f"no such operation: {request.get('op')!r}")
-            answer = {"id": number, "ok": True, **await op(request)}
-        except CannotRestore as error:
-            answer = {"id": number, "ok": False, "error": error.code, "message": str(error)}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{type(error).__name__}: {error}"
-            answer = {"id": number, "ok": False, "error": "bad_request", "message": message}
-        except Exception as error:  # every request gets an answer
-            message = f"{type(error).__name__}: {error}"
-            answer = {"id": number, "ok": False, "error": "failed", "message": message}
-        self._send(writer, _line(answer))
+            self._loop.call_soon_threadsafe(self._door.push, fields)
 
     async def _on_main(self, work: Callable[[], Any]) -> Any:
         return await asyncio.wrap_future(self._engine.on_main(work))
@@ -155,6 +102,13 @@ class Server:
         return made
 
     async def _adopt(self, request: Fields) -> Fields:
+        if request.get("kernel"):
+            if self._become is None:
+                raise CannotRestore("no_kernel", "this kernel stays what it is")
+            become = self._become(request)
+            self._path.unlink(missing_ok=True)  # whoever comes now waits for the next
+            self._loop.call_later(BECOME_S, become)
+            return {"becomes": True}
         found: Fields = await self._between_cells(lambda: self._engine.adopt(request))
         return found
 
@@ -258,7 +212,3 @@ class Server:
     async def _simple(self, work: Callable[[], Fields]) -> Fields:
         found: Fields = await self._on_main(work)
         return found
-
-
-def _line(fields: Fields) -> bytes:
-    return dumps(fields, separators=(",", ":")).encode() + b"\n"
