@@ -123,6 +123,10 @@ class RoostClient:
         """The bill so far."""
         return self._call("GET", "/api/v1/cost", CostView)
 
+    def call(self, method: str, path: str, type_: type[T], body: Any = None) -> T:
+        """One call of the REST door, for those that are grouped elsewhere (``services``)."""
+        return self._call(method, path, type_, body)
+
     def _call(self, method: str, path: str, type_: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
         return msgspec.json.decode(self._send(method, path, content).content, type=type_)

@@ -36,6 +36,7 @@ MARKET: Table = {
 GROUPS: Table = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
     "job": ("roost.doors.cli.job:app", "Scripts that outlive their machine."),
+    "service": ("roost.doors.cli.service:app", "Replicas behind one address, scaled on two levels."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
     "market": (MARKET, "Know every offer and which is best."),
     "gateway": ("roost.doors.cli.gateway:app", "The load balancer on its own, from one file."),

@@ -28,6 +28,7 @@ from roost.adapters.store.sqlite.store import open_store
 from roost.client.model import CostLineView, CostView
 from roost.doors.rest.app import RestDoor
 from roost.doors.rest.jobs import JobDoor
+from roost.doors.rest.services import ServiceDoor
 from roost.doors.rest.views import Views
 from roost.fleet.controller import FleetController
 from roost.fleet.group_controller import GroupController
@@ -45,6 +46,7 @@ from roost.kit.ids import SystemIds
 from roost.kit.money import usd
 from roost.kit.queue import KeyedQueue
 from roost.main import played
+from roost.main.services import ServiceRooms
 from roost.main.sessions import SessionRoutes, SessionServers
 from roost.main.settings import StateDir, settings
 from roost.market.catalogue import Catalogue
@@ -126,6 +128,18 @@ class Control:
         )
         self._wire_groups()
         self._wire_jobs()
+        self.serving = ServiceRooms(
+            store=self.store,
+            clock=self.clock,
+            ids=self.ids,
+            blobs=LocalBlobs(state.blobs),
+            links=self.links,
+            gateway=self.gateway,
+            groups=self.groups,
+            period_s=settings(str(state.root)).scale_period_s,
+            failed=self._failed,
+            aside=lambda key: self._aside(self.serving.awaited(key)),
+        )
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(
@@ -255,6 +269,7 @@ class Control:
             return
         self.claims.wake(instance.parent)
         self._wake_owner(instance.owner)
+        self.serving.on_host(host_id)
 
     def _wake_owner(self, owner: str) -> None:
         """Whoever claimed a host: a group, a job or a session."""
@@ -265,6 +280,7 @@ class Control:
 
     def _group_changed(self, group_id: str) -> None:
         """The hosts of a group changed."""
+        self._aside(self.serving.on_group(group_id))
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -309,6 +325,7 @@ class Control:
             self.sessions.wake(key)
         for key in await self.job_loop.keys():
             self.running.wake(key)
+        await self.serving.resync()
         for key in await self.group_loop.keys():
             self.grouping.wake(key)
         await self._host_routes()
@@ -356,12 +373,18 @@ class Control:
             load_image=image,
             check_ask=self.check_ask,
             jobs=JobDoor(jobs=self.jobs, load_image=image, check_ask=self.check_ask),
+            services=ServiceDoor(
+                services=self.serving.service,
+                loop=self.serving.loop,
+                scaler=self.serving.scaler,
+                public_url=self.endpoints["public_url"],
+            ),
             owner_token=self.owner_token,
         )
 
     async def run(self, rest: socket.socket, link: socket.socket) -> None:
         """Serve until told to stop."""
-        publisher = Publisher(self.state.run)
+        publisher = Publisher(self.state.run, self.serving.edge_events())
         publisher.start()
         self.gateway.attach(publisher.publish)
         self.links.subscribe(self.on_event, self.on_change)
@@ -374,7 +397,8 @@ class Control:
         )
         server = uvicorn.Server(config)
         loop = asyncio.get_running_loop()
-        background = [loop.create_task(self.resync()), loop.create_task(self.follow_market())]
+        loops = (self.resync(), self.follow_market(), self.serving.scaler.run())
+        background = [loop.create_task(one) for one in loops]
         try:
             await server.serve(sockets=[rest])
         finally:
@@ -384,6 +408,7 @@ class Control:
             await self.claims.stop()
             await self.sessions.stop()
             await self.running.stop()
+            await self.serving.stop()
             await self.grouping.stop()
             await self.notebook_loop.stop()
             await self.links.close()

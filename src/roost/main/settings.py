@@ -34,6 +34,8 @@ class Settings:
     """Edge worker processes (``ROOST_EDGES``)."""
     image: str = "data-science"
     """Package environment of hosts (``ROOST_IMAGE``)."""
+    scale_period_s: float = 10.0
+    """Seconds between two scaling decisions (``ROOST_SCALE_PERIOD_S``)."""
 
     @property
     def market(self) -> Path:
@@ -54,6 +56,7 @@ def settings(state_dir: str | None = None) -> Settings:
         port=_number("ROOST_PORT", 8860),
         edges=max(1, _number("ROOST_EDGES", 1)),
         image=env.get("ROOST_IMAGE", "data-science"),
+        scale_period_s=max(1, _number("ROOST_SCALE_PERIOD_S", 10)),
     )
 
 

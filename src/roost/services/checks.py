@@ -4,7 +4,7 @@ import re
 
 from roost.ports.errors import Invalid
 from roost.ports.replicas import Health, ReplicaSpec
-from roost.services.model import Goal, Rollout, Wish
+from roost.services.model import Goal, Pool, Rollout, Wish
 
 MOST_REPLICAS = 10_000
 MOST_SECONDS = 86_400.0
@@ -29,6 +29,22 @@ def check(name: str, wish: Wish) -> None:
         if not HOST.fullmatch(host.lower()):
             raise Invalid(f"{host[:80]!r} is no host name", hint="for example shop.example.org")
     _seconds("how long requests are held", wish.endpoint.hold_s, least=0.0)
+
+
+def check_fits(wish: Wish, pool: Pool) -> None:
+    """``Invalid`` when no host of the group could ever take a replica."""
+    spec = wish.spec
+    asks = (
+        ("vCPUs", spec.vcpus, pool.vcpus),
+        ("MiB of memory", spec.memory_mib, pool.memory_mib),
+        ("GPUs", spec.gpus, pool.gpus),
+    )
+    for what, asked, have in asks:
+        if pool.vcpus and asked > have:
+            raise Invalid(
+                f"a replica of {asked:g} {what} fits no host of group {pool.id}, which have {have:g}",
+                hint="a smaller replica, or `roost group set` with larger hosts",
+            )
 
 
 def _spec(spec: ReplicaSpec) -> None:

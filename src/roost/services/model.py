@@ -222,6 +222,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     min: int = 0
     max: int = 10
     person: int | None = None
+    vcpus: float = 0.0
+    """What a host has at least; 0 = not said."""
+    memory_mib: float = 0.0
+    gpus: float = 0.0
     hosts: tuple[GroupHost, ...] = ()
     message: str = ""
     """Why hosts that are wanted do not come."""

@@ -14,7 +14,7 @@ from roost.ports.files import TreeEntry, clean
 from roost.ports.jobs import JobFiles
 from roost.ports.store import Store, Stored, StoryLine, Table
 from roost.services import machine
-from roost.services.checks import check
+from roost.services.checks import check, check_fits
 from roost.services.model import Outcome, Pools, Revision, Service, ServiceState, Wish
 
 WRITE_ATTEMPTS = 10
@@ -47,7 +47,7 @@ class ServiceService:
         The same ``token`` again returns the service that was made with it.
         """
         check(name, wish)
-        await self._pools.pool(wish.group)
+        check_fits(wish, await self._pools.pool(wish.group))
         for known in await self.list_all():
             if token and known.token == token:
                 return known
@@ -91,7 +91,7 @@ class ServiceService:
             changed = msgspec.structs.replace(changed, wish=wish)
             return changed, "Updating", f"revision {changed.revision}: {_said(wish)}"
 
-        await self._pools.pool(wish.group)
+        check_fits(wish, await self._pools.pool(wish.group))
         return await self._change(name_or_id, change)
 
     async def apply(self, name: str, wish: Wish) -> tuple[Service, str]:

@@ -21,6 +21,7 @@ from roost.client.model import (
 from roost.doors.rest.jobs import JobDoor
 from roost.doors.rest.plumbing import STATUS, answer, ask_of, kernel_of, one_of, problem, read
 from roost.doors.rest.services import ServiceDoor
+from roost.doors.rest.services import ServiceDoor
 from roost.doors.rest.views import Views
 from roost.fleet.model import Spread
 from roost.fleet.service import FleetService
@@ -59,6 +60,7 @@ class RestDoor:
         self._check_ask = check_ask
         self._jobs = jobs
         self._services = services
+        self._services = services
         self._owner_token = owner_token
         self._started_s = clock.monotonic_s()
 
@@ -88,6 +90,10 @@ class RestDoor:
         routes += [
             Route(path, self._guarded(partial(endpoint, self._jobs)), methods=[method])
             for method, path, endpoint in JobDoor.table()
+        ]
+        routes += [
+            Route(path, self._guarded(partial(endpoint, self._services)), methods=[method])
+            for method, path, endpoint in ServiceDoor.table()
         ]
         routes += [
             Route(path, self._guarded(partial(endpoint, self._services)), methods=[method])

@@ -1,0 +1,107 @@
+"""The room ``services`` with everything it needs, wired for ``main.control``."""
+
+from collections.abc import Callable
+
+from roost.adapters.replicas import LinkedReplicas
+from roost.fleet.group_model import PREFIX as GROUP
+from roost.fleet.groups import Groups
+from roost.gateway.model import Seen
+from roost.gateway.service import GatewayService
+from roost.gateway.service_routes import EdgeEvents, ServiceRoutes
+from roost.kit.ids import Ids
+from roost.kit.queue import KeyedQueue
+from roost.ports.blobs import Blobs
+from roost.ports.clock import Clock
+from roost.ports.link import Links
+from roost.ports.store import Store
+from roost.services.controller import ServiceController
+from roost.services.ledger import Ledger
+from roost.services.plan import decide
+from roost.services.pools import GroupPools
+from roost.services.scaler import Scaler
+from roost.services.service import ServiceService
+
+AT_ONCE = 64
+
+
+class ServiceRooms:
+    """Services, their loops and their queues."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        blobs: Blobs,
+        links: Links,
+        gateway: GatewayService,
+        groups: Groups,
+        period_s: float,
+        failed: Callable[[str, Exception], None],
+        aside: Callable[[str], None],
+    ) -> None:
+        """``aside`` is given the id of a service for which requests wait: it calls ``awaited``."""
+        pools = GroupPools(groups, clock)
+        self._aside = aside
+        self._ledger = Ledger(store)
+        self.service = ServiceService(store, clock, ids, blobs, pools, self._wake)
+        self.scaler = Scaler(
+            self.service, self._ledger, pools, store, clock, links, decide, period_s=period_s
+        )
+        self.loop = ServiceController(
+            self.service,
+            self._ledger,
+            pools,
+            store,
+            clock,
+            ids,
+            links,
+            LinkedReplicas(links),
+            ServiceRoutes(gateway),
+            lambda host_id: self._telling.wake(host_id),
+            self.scaler.short,
+        )
+        self._serving = KeyedQueue(self.loop.handle, on_error=failed, parallel=AT_ONCE)
+        self._telling = KeyedQueue(self.loop.handle_host, on_error=failed, parallel=AT_ONCE)
+        groups.uses = self.loop.uses
+
+    def _wake(self, service_id: str) -> None:
+        self._serving.wake(service_id)
+
+    def edge_events(self) -> EdgeEvents:
+        """What the edges' events are given to."""
+        return EdgeEvents(self._aside, self._seen)
+
+    def _seen(self, seen: Seen) -> None:
+        self.scaler.history.seen(seen)
+
+    def on_host(self, host_id: str) -> None:
+        """Something changed on a host."""
+        self._telling.wake(host_id)
+        for service_id in self.loop.concerned(host_id):
+            self._wake(service_id)
+
+    async def on_group(self, group_id: str) -> None:
+        """The hosts of a group changed."""
+        name = group_id.removeprefix(GROUP)
+        for service in await self.service.list_all():
+            if service.wish.group == name:
+                self._wake(service.id)
+
+    async def resync(self) -> None:
+        """Wake everything: losing any single event costs time only."""
+        for key in await self.loop.keys():
+            self._wake(key)
+        for host_id in await self.loop.host_keys():
+            self._telling.wake(host_id)
+
+    async def awaited(self, service_id: str) -> None:
+        """Requests wait at an edge."""
+        await self.scaler.awaited(service_id)
+        self._wake(service_id)
+
+    async def stop(self) -> None:
+        """Let go."""
+        await self._serving.stop()
+        await self._telling.stop()
