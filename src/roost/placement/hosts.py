@@ -4,6 +4,7 @@
 of them. It decides nothing.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,9 @@ class Placed:
     ask: Ask
     host: int
     since_s: float = 0.0
-    """When it began there."""
+    """When it began (anywhere)."""
+    ends_s: float | None = None
+    """When it will end; None = not known."""
     movable: bool = True
     counts: bool = True
     """False: it is leaving; it takes room, but spread and affinity no longer see it."""
@@ -194,6 +197,17 @@ class Hosts:
         """Rows that have a host, in order."""
         return sorted(self.index.values())
 
+    def used(self) -> Floats:
+        """The share in use of each host, by its scarcest resource."""
+        n = self.height
+        used = np.zeros(n)
+        gpu_free = self.gpu_free[:n].sum(axis=1)
+        for size, free in ((self.gpu_size, gpu_free), *zip(self.size, self.free, strict=True)):
+            known = (size[:n] > 0.0) & (size[:n] < np.inf)
+            share = np.divide(free[:n], size[:n], out=np.ones(n), where=known)
+            np.maximum(used, 1.0 - share, out=used)
+        return used
+
     def set_takes(self, row: int, takes: bool) -> None:
         """Whether it may get anything new."""
         self.takes[row] = takes
@@ -227,6 +241,7 @@ class Hosts:
         container: str = "",
         *,
         since_s: float = 0.0,
+        ends_s: float | None = None,
         movable: bool = True,
         counts: bool = True,
     ) -> Placed:
@@ -236,7 +251,7 @@ class Hosts:
             container = f"#{self._numbered}"
         if container in self.containers:
             raise Conflict(f"container {container} is already placed")
-        placed = Placed(container, ask, row, since_s, movable, counts)
+        placed = Placed(container, ask, row, since_s, ends_s, movable, counts)
         self.containers[container] = self.on[row][container] = placed
         self._account(placed, -1.0)
         return placed
@@ -329,10 +344,7 @@ class Hosts:
         twin = Hosts.__new__(Hosts)
         for name, value in vars(self).items():
             setattr(twin, name, _copied(value))
-        twin.containers = {
-            name: Placed(p.id, p.ask, p.host, p.since_s, p.movable, p.counts, p.devices)
-            for name, p in self.containers.items()
-        }
+        twin.containers = {name: copy.copy(p) for name, p in self.containers.items()}
         twin.on = [{name: twin.containers[name] for name in here} for here in self.on]
         twin._tallies = {name: _same(tally) for name, tally in self._tallies.items()}
         twin._repelled = {

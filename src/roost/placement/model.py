@@ -116,8 +116,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Still booting for about so long."""
     survival: float = 1.0
     """Probability that it lasts the next hour."""
-    age_s: float = math.inf
-    """Since its launch."""
+    launched_s: float = -math.inf
+    """When it was launched, in the time of ``consolidate``."""
     price_usd_hour: float = 0.0
     protected: bool = False
     """Do not disrupt: never emptied to save."""
