@@ -3,18 +3,18 @@
 Served by the supervisor on a port of its own, so that it answers whatever the workers do. Read only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
+from roost.kit.exposition import CONTENT_TYPE, Page, line
 from roost.proxy.answers import Answer
 from roost.proxy.counters import BOUNDS_S, BackendState, Count, Sheet, Summary
 from roost.proxy.heads import Request
 from roost.proxy.plan import Stream
 from roost.proxy.pool import BackendConnection, Pool
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
 CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 _STATES = ("ready", "draining", "gone", "down", "ejected", "half-open")
 _WORST = {state: rank for rank, state in enumerate(_STATES)}
@@ -36,7 +36,7 @@ class AdminRouter:
             return Answer(405, "only GET", fields=(("Allow", "GET, HEAD"),))
         if request.path == b"/metrics":
             text = metrics(self._summary, self._facts())
-            return Answer(200, body=text.encode(), content_type=TEXT)
+            return Answer(200, body=text.encode(), content_type=CONTENT_TYPE)
         if request.path == b"/state":
             return Answer(200, body=msgspec.json.encode(state(self._summary, self._facts())))
         if request.path == b"/health":
@@ -163,34 +163,9 @@ def quantile(buckets: list[int], share: float) -> float:
 # --- metrics ---------------------------------------------------------------------------------------
 
 
-def _label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _line(name: str, value: float, **labels: str) -> str:
-    inner = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
-    shown = repr(value) if isinstance(value, float) else str(int(value))
-    return f"{name}{{{inner}}} {shown}" if inner else f"{name} {shown}"
-
-
-class _Page:
-    """Prometheus text: each family once, with its help and type."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def family(self, name: str, kind: str, text: str, samples: Iterable[str]) -> None:
-        lines = list(samples)
-        if lines:
-            self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *lines]
-
-    def text(self) -> str:
-        return "\n".join(self._lines) + "\n"
-
-
 def metrics(summary: Summary, facts: dict[str, Any]) -> str:
     """The page Prometheus scrapes."""
-    page = _Page()
+    page = Page()
     total = summary.total()
     _traffic(page, total.counts)
     _histograms(page, _by_route(total.counts))
@@ -205,7 +180,7 @@ def metrics(summary: Summary, facts: dict[str, Any]) -> str:
         ("config_ok", "gauge", "Whether the file as last read is in use."),
     ):
         family = f"roost_gateway_{name}" + ("_total" if kind == "counter" else "")
-        page.family(family, kind, text, [_line(family, float(facts[name]))])
+        page.family(family, kind, text, [line(family, float(facts[name]))])
     return page.text()
 
 
@@ -213,14 +188,14 @@ def _labels(count: Count) -> dict[str, str]:
     return {"route": count.route, "service": count.service, "backend": count.backend}
 
 
-def _traffic(page: _Page, counts: list[Count]) -> None:
+def _traffic(page: Page, counts: list[Count]) -> None:
     requests = "roost_gateway_requests_total"
     page.family(
         requests,
         "counter",
         "Finished requests by first digit of the status.",
         (
-            _line(requests, value, **_labels(count), code=code)
+            line(requests, value, **_labels(count), code=code)
             for count in counts
             for code, value in zip(CLASSES, count.statuses, strict=True)
             if value
@@ -232,7 +207,7 @@ def _traffic(page: _Page, counts: list[Count]) -> None:
         "counter",
         "Answers that broke off and clients that left first.",
         (
-            _line(errors, value, **_labels(count), kind=kind)
+            line(errors, value, **_labels(count), kind=kind)
             for count in counts
             for kind, value in (("cut", count.cut), ("client_gone", count.gone))
             if value
@@ -249,11 +224,11 @@ def _traffic(page: _Page, counts: list[Count]) -> None:
             family,
             "counter",
             text,
-            (_line(family, getattr(count, name), **_labels(count)) for count in counts),
+            (line(family, getattr(count, name), **_labels(count)) for count in counts),
         )
 
 
-def _histograms(page: _Page, routes: dict[str, list[Count]]) -> None:
+def _histograms(page: Page, routes: dict[str, list[Count]]) -> None:
     name = "roost_gateway_request_seconds"
 
     def samples() -> Iterator[str]:
@@ -262,14 +237,14 @@ def _histograms(page: _Page, routes: dict[str, list[Count]]) -> None:
             passed = 0
             for bound, value in zip((*map(str, BOUNDS_S), "+Inf"), total.buckets, strict=True):
                 passed += value
-                yield _line(f"{name}_bucket", passed, route=route, le=bound)
-            yield _line(f"{name}_sum", total.seconds, route=route)
-            yield _line(f"{name}_count", passed, route=route)
+                yield line(f"{name}_bucket", passed, route=route, le=bound)
+            yield line(f"{name}_sum", total.seconds, route=route)
+            yield line(f"{name}_count", passed, route=route)
 
     page.family(name, "histogram", "From a request to the end of its answer.", samples())
 
 
-def _backend_families(page: _Page, found: list[BackendState]) -> None:
+def _backend_families(page: Page, found: list[BackendState]) -> None:
     for name, kind, text in (
         ("active", "gauge", "Requests and tunnels under way."),
         ("ewma_s", "gauge", "Mean latency of good answers, seconds."),
@@ -281,7 +256,7 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
             kind,
             text,
             (
-                _line(family, getattr(one, name), service=one.service, backend=one.backend)
+                line(family, getattr(one, name), service=one.service, backend=one.backend)
                 for one in found
             ),
         )
@@ -291,7 +266,7 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
         "counter",
         "Requests that failed there: no connection, a broken one, no answer in time, a bad answer.",
         (
-            _line(family, value, service=one.service, backend=one.backend, kind=kind)
+            line(family, value, service=one.service, backend=one.backend, kind=kind)
             for one in found
             for kind, value in _failures(one).items()
         ),
@@ -302,7 +277,7 @@ def _backend_families(page: _Page, found: list[BackendState]) -> None:
         "gauge",
         "1 for the state it is in (the worst any worker sees).",
         (
-            _line(family, state == one.state, service=one.service, backend=one.backend, state=state)
+            line(family, state == one.state, service=one.service, backend=one.backend, state=state)
             for one in found
             for state in _STATES
         ),
@@ -314,18 +289,18 @@ def _failures(one: BackendState) -> dict[str, int]:
     return {**known, "answer": one.failures - sum(known.values())}
 
 
-def _totals(page: _Page, total: Sheet) -> None:
+def _totals(page: Page, total: Sheet) -> None:
     refused = "roost_gateway_refused_total"
     page.family(
         refused,
         "counter",
         "Requests answered here, by reason.",
-        (_line(refused, value, reason=reason) for reason, value in total.refused.items()),
+        (line(refused, value, reason=reason) for reason, value in total.refused.items()),
     )
     for name, value in total.totals.items():
         family = f"roost_gateway_{name}_total"
         if name != "requests":  # those finished are counted by route
-            page.family(family, "counter", f"{name.replace('_', ' ')}.", [_line(family, value)])
+            page.family(family, "counter", f"{name.replace('_', ' ')}.", [line(family, value)])
     for name, value in total.gauges.items():
         family = f"roost_gateway_{name}"
-        page.family(family, "gauge", f"{name.replace('_', ' ')} now.", [_line(family, value)])
+        page.family(family, "gauge", f"{name.replace('_', ' ')} now.", [line(family, value)])

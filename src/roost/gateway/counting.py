@@ -32,6 +32,7 @@ class Counts:
         "held_late",
         "late",
         "retried",
+        "seconds",
         "slow",
         "upstreams",
     )
@@ -40,6 +41,7 @@ class Counts:
         self.arrivals = Arrivals()
         self.bound_s = 0.0
         self.finished = self.errors = self.late = self.retried = 0
+        self.seconds = 0.0
         self.held_finished = self.held_late = 0
         self.slow = [0] * (len(BOUNDS_S) + 1)
 
@@ -52,6 +54,7 @@ class Counts:
         self.held_finished += held
         if status == SWITCHED:
             return
+        self.seconds += seconds
         self.slow[bisect_left(BOUNDS_S, seconds)] += 1
         if 0 < self.bound_s < seconds:
             if held:
@@ -123,5 +126,6 @@ def _seen(route: str, counts: Counts, in_flight: int, held: int) -> ServiceSeen:
         retried=counts.retried,
         in_flight=in_flight,
         held=held,
+        seconds=counts.seconds,
         slow=tuple(counts.slow),
     )
