@@ -3,7 +3,7 @@
 Served by the supervisor on a port of its own, so that it answers whatever the workers do. Read only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
