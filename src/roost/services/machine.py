@@ -116,6 +116,7 @@ def failed(service: Service, reason: str, now_s: float) -> Service:
         step(service, S.ROLLING_BACK),
         revisions=_judged(service, service.revision, Outcome.FAILED, reason),
         revision=good.number,
+        wish=msgspec.structs.replace(service.wish, spec=good.spec),
         changed_s=now_s,
         message=f"revision {service.revision} failed: {reason}; back at revision {good.number}",
     )

@@ -187,15 +187,23 @@ def failure(facts: Facts, snapshot: Snapshot) -> str:
     replica, report, rollout = facts.replica, facts.report, snapshot.service.wish.rollout
     if replica.state is R.DRAINING or facts.outgoing:
         return ""
-    said = report.detail if report is not None else ""
+    said = _said(report)
     if report is not None and report.restarts >= rollout.crashes and replica.state is not R.READY:
         return f"{replica.id} was started {report.restarts + 1} times: {said or 'it does not stay'}"
     if report is not None and report.state == "ended":
-        return f"{replica.id} has ended: {said or f'exit code {report.exit_code}'}"
+        return f"{replica.id} has ended: {said or 'its host does not say why'}"
     waited_s = snapshot.now_s - (replica.placed_s or snapshot.now_s)
     if replica.first_ready_s is None and waited_s > rollout.timeout_s:
         return f"{replica.id} was not ready within {rollout.timeout_s:g} s: {said or 'no answer'}"
     return ""
+
+
+def _said(report: ReplicaReport | None) -> str:
+    if report is None:
+        return ""
+    if report.exit_code is not None and "exit code" not in report.detail:
+        return f"exit code {report.exit_code}; {report.detail}".rstrip("; ")
+    return report.detail
 
 
 def settled(facts: Facts, snapshot: Snapshot) -> bool:

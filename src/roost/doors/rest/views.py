@@ -23,6 +23,9 @@ from roost.ports.link import Links
 from roost.ports.store import Store, StoryLine
 from roost.ports.values import HostReport, Offer
 
+STORIES = ("i-", "c-", "svc-", "g-")
+"""Beginnings of ids of objects that have a story of their own: hosts, claims, services, groups."""
+
 
 class Views:
     """Builds views from the services."""
@@ -103,7 +106,7 @@ class Views:
         instances = await self._fleet.instances()
         if object_id.startswith("j-"):
             ids |= {i.id for i in instances if i.owner == object_id}
-        elif object_id.startswith("s-") or not object_id.startswith(("i-", "c-")):
+        elif object_id.startswith("s-") or not object_id.startswith(STORIES):
             session = await self._notebooks.get(object_id)
             ids = {session.id, *(i.id for i in instances if i.owner == session.id)}
         lines: list[StoryLine] = []
