@@ -223,7 +223,7 @@ class Other:
         return Entry(
             f"state of the {self._name} kernel",
             REFUSED,
-            f"a {self._name} kernel moves with its files only and begins anew",
+            "such a kernel moves with its files only and begins anew",
             "run the cells again that define what the next ones need",
         )
 
