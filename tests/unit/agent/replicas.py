@@ -1,7 +1,6 @@
 """A host's replicas for tests: a small web server, the parts of one agent, and clients as an edge is one."""
 
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator

@@ -46,10 +46,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     run: int = 0
     """Health answers in a row that say the opposite of the state."""
 
-    @property
-    def up(self) -> bool:
-        """Its process is there, as far as is known."""
-        return self.state in ("starting", "ready", "unhealthy")
+    up: bool = False
+    """Its process is there, as far as is known."""
 
 
 def pulled(life: Life, what: str) -> Life:
@@ -67,6 +65,7 @@ def launched(life: Life, now_s: float) -> Life:
         began_s=now_s,
         ready_s=None,
         run=0,
+        up=True,
     )
 
 
@@ -85,13 +84,14 @@ def ended(life: Life, why: str, now_s: float, *, exit_code: int | None = None) -
         again_s=now_s + wait_s,
         failures=failures,
         run=0,
+        up=False,
     )
 
 
 def over(life: Life, why: str, exit_code: int | None) -> Life:
     """It ended while it was drained: it is not started again."""
     return msgspec.structs.replace(
-        life, state="ended", detail=why[:WORDS], exit_code=exit_code, ready_s=None
+        life, state="ended", detail=why[:WORDS], exit_code=exit_code, ready_s=None, up=False
     )
 
 
