@@ -92,6 +92,7 @@ class World:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.watched = Watched()
+        self._hosts: list[str] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -113,7 +114,11 @@ class World:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(10)
+        with contextlib.suppress(RoostError):
+            self._hosts = [host.id for host in self.client.hosts(all_=True)]
         self.installation.down(lambda _text: None, keep_hosts=False)
+        if self.plan.docker:
+            _remove_containers(self._hosts)
         left = marked("ROOST_CELL", str(self.installation.state.root))
         if os.environ.get("ROOST_TEST_KEEP") is None:
             shutil.rmtree(self.root, ignore_errors=True)
@@ -258,6 +263,15 @@ def _sample(view: ServiceView, hosts: list[HostView]) -> Sample:
         noticed=sum(bool(host.notice) for host in mine),
         reason=view.reason,
     )
+
+
+def _remove_containers(hosts: list[str]) -> None:
+    """What ended hosts left on the engine, which an agent would remove later."""
+    for host in hosts:
+        listed = ["docker", "ps", "--all", "--quiet", "--filter", f"label=roost.host={host}"]
+        found = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
+        if found:
+            subprocess.run(["docker", "rm", "--force", *found], capture_output=True, check=False)
 
 
 def _with(variable: str) -> list[int]:

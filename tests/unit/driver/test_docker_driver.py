@@ -154,14 +154,16 @@ async def test_what_lost_hosts_left_is_removed_and_nothing_else(host: Host) -> N
         theirs = await engine.containers.run(config, name=stranger)
         await theirs.wait()
         soon = DockerDriver("test-other", clock=SystemClock())
-        await soon.recover()
+        await soon.start(host.order("true"))
         assert await host.driver.ended("a") == 0
         late = DockerDriver("test-other", clock=Later())
-        await late.recover()
+        await late.start(host.order("true", task_id="b"))
         assert await host.driver.ended("a") == -1
         assert await host.driver.alive("b")
         assert (await theirs.show())["State"]["Status"] == "exited"
         await theirs.delete()
+        for name in ("a", "b"):
+            await soon.stop(name, grace_s=0.0)
         await soon.close()
         await late.close()
 

@@ -25,7 +25,7 @@ from roost.ports.errors import Gone, Invalid, Never, Retry
 if TYPE_CHECKING:
     from aiodocker.containers import DockerContainer
 
-KEEP_ENDED_S = 3600.0
+KEEP_ENDED_S = 600.0
 """What a lost host left behind on this engine, ended, is removed after this."""
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LOG_LINES_LEAST = 100
@@ -56,6 +56,7 @@ class DockerDriver:
         self._engine = Engine(url, pull_s=pull_s)
         self._marks = dict(marks or {})
         self._true_path = dict(true_path or {})
+        self._tidied = False
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Two starts of one id would each remove what the other has just made."""
 
@@ -71,6 +72,7 @@ class DockerDriver:
         if not _TASK_ID.fullmatch(order.task_id):
             raise Invalid(f"{order.task_id!r} cannot name a task")
         async with self._starting.setdefault(order.task_id, asyncio.Lock()):
+            await self._tidy()
             for _ in range(_STARTS):
                 running = await self._running(order.task_id)
                 if running is not None:
@@ -84,19 +86,10 @@ class DockerDriver:
         raise Retry(f"container of task {order.task_id} is being made or removed by another")
 
     async def recover(self) -> list[TaskHandle]:
-        client = await self._engine.connect()
-        async with asyncio.timeout(CALL_S):
-            with told("list of containers"):
-                found = await client.containers.list(
-                    all=True, filters=msgspec.json.encode({"label": [TASK]}).decode()
-                )
         handles = []
-        for container in found:
-            labels: Mapping[str, str] = container["Labels"]
-            if labels.get(OWNER) != self._owner:
-                await self._forget_old(container)
-            elif container["State"] in ("running", "paused"):
-                running = await self._running(labels[TASK])
+        for container in await self._list(f"{OWNER}={self._owner}"):
+            if container["State"] in ("running", "paused"):
+                running = await self._running(container["Labels"][TASK])
                 handles += [running] if running is not None else []
         return sorted(handles, key=lambda handle: handle.task_id)
 
@@ -229,10 +222,24 @@ class DockerDriver:
             if getattr(error.__cause__, "status", None) != CONFLICT:
                 raise  # a conflict is one that runs, or is being removed by another
 
-    async def _forget_old(self, container: "DockerContainer") -> None:
-        """Remove what another host left here, ended long ago: it has no agent that would."""
-        if container["State"] not in ("exited", "dead"):
+    async def _list(self, label: str) -> list["DockerContainer"]:
+        client = await self._engine.connect()
+        filters = msgspec.json.encode({"label": [label]}).decode()
+        with told("list of containers"):
+            async with asyncio.timeout(CALL_S):
+                return await client.containers.list(all=True, filters=filters)
+
+    async def _tidy(self) -> None:
+        """Remove what other hosts left here, ended long ago: they have no agent that would."""
+        if self._tidied:
             return
+        self._tidied = True
+        for container in await self._list(TASK):
+            theirs = container["Labels"].get(OWNER) != self._owner
+            if theirs and container["State"] in ("exited", "dead"):
+                await self._forget_old(container)
+
+    async def _forget_old(self, container: "DockerContainer") -> None:
         try:
             with told("look at a container of another host"):
                 async with asyncio.timeout(CALL_S):
