@@ -294,6 +294,10 @@ class _Connection(ClientConnection):
         super().__init__(proxy, listener=service_id)
         self.over = asyncio.Event()
 
+    def eof_received(self) -> bool:
+        # An edge never closes one half: it has given the request up, and the replica shall be free.
+        return False
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.over.set()
