@@ -27,11 +27,14 @@ from roost.adapters.providers.local import LocalProvider, load_image
 from roost.adapters.store.sqlite.store import open_store
 from roost.client.model import CostLineView, CostView
 from roost.doors.rest.app import RestDoor
+from roost.doors.rest.groups import GroupDoor
 from roost.doors.rest.jobs import JobDoor
 from roost.doors.rest.services import ServiceDoor
+from roost.doors.rest.top import TopDoor
 from roost.doors.rest.views import Views
 from roost.fleet.controller import FleetController
 from roost.fleet.group_controller import GroupController
+from roost.fleet.group_members import GroupMembers
 from roost.fleet.group_model import PREFIX as GROUP
 from roost.fleet.group_model import GroupSpec
 from roost.fleet.groups import Groups
@@ -49,6 +52,7 @@ from roost.main import played
 from roost.main.services import ServiceRooms
 from roost.main.sessions import SessionRoutes, SessionServers
 from roost.main.settings import StateDir, settings
+from roost.main.usage import UsageRoom
 from roost.market.catalogue import Catalogue
 from roost.market.history import History
 from roost.market.live import newest
@@ -139,6 +143,13 @@ class Control:
             period_s=settings(str(state.root)).scale_period_s,
             failed=self._failed,
             aside=lambda key: self._aside(self.serving.awaited(key)),
+        )
+        self.usage = UsageRoom(
+            clock=self.clock,
+            links=self.links,
+            groups=self.groups,
+            services=self.serving.service,
+            ledger=self.serving.ledger,
         )
         self.metering = MeteringService(self.store, self.clock, self.providers)
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
@@ -379,12 +390,23 @@ class Control:
                 scaler=self.serving.scaler,
                 public_url=self.endpoints["public_url"],
             ),
+            top=TopDoor(self.usage),
+            groups=GroupDoor(
+                groups=self.groups,
+                members=GroupMembers(
+                    self.store, self.clock, self.fleet, self.groups, self.grouping.wake
+                ),
+                clock=self.clock,
+                load_image=image,
+                check_ask=self.check_ask,
+                defaults=self.group_defaults,
+            ),
             owner_token=self.owner_token,
         )
 
     async def run(self, rest: socket.socket, link: socket.socket) -> None:
         """Serve until told to stop."""
-        publisher = Publisher(self.state.run, self.serving.edge_events())
+        publisher = Publisher(self.state.run, self.serving.edge_events(self.usage.seen))
         publisher.start()
         self.gateway.attach(publisher.publish)
         self.links.subscribe(self.on_event, self.on_change)
@@ -397,7 +419,8 @@ class Control:
         )
         server = uvicorn.Server(config)
         loop = asyncio.get_running_loop()
-        loops = (self.resync(), self.follow_market(), self.serving.scaler.run())
+        rooms = (self.serving.scaler.run(), self.usage.run())
+        loops = (self.resync(), self.follow_market(), *rooms)
         background = [loop.create_task(one) for one in loops]
         try:
             await server.serve(sockets=[rest])

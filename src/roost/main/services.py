@@ -44,14 +44,14 @@ class ServiceRooms:
         """``aside`` is given the id of a service for which requests wait: it calls ``awaited``."""
         pools = GroupPools(groups, clock)
         self._aside = aside
-        self._ledger = Ledger(store)
+        self.ledger = Ledger(store)
         self.service = ServiceService(store, clock, ids, blobs, pools, self._wake)
         self.scaler = Scaler(
-            self.service, self._ledger, pools, store, clock, links, decide, period_s=period_s
+            self.service, self.ledger, pools, store, clock, links, decide, period_s=period_s
         )
         self.loop = ServiceController(
             self.service,
-            self._ledger,
+            self.ledger,
             pools,
             store,
             clock,
@@ -69,12 +69,14 @@ class ServiceRooms:
     def _wake(self, service_id: str) -> None:
         self._serving.wake(service_id)
 
-    def edge_events(self) -> EdgeEvents:
-        """What the edges' events are given to."""
-        return EdgeEvents(self._aside, self._seen)
+    def edge_events(self, usage: Callable[[Seen], None]) -> EdgeEvents:
+        """What the edges' events are given to; what they counted, to ``usage`` too."""
 
-    def _seen(self, seen: Seen) -> None:
-        self.scaler.history.seen(seen)
+        def seen(counted: Seen) -> None:
+            self.scaler.history.seen(counted)
+            usage(counted)
+
+        return EdgeEvents(self._aside, seen)
 
     def on_host(self, host_id: str) -> None:
         """Something changed on a host."""

@@ -18,10 +18,11 @@ from roost.client.model import (
     StatusView,
     StoryView,
 )
+from roost.doors.rest.groups import GroupDoor
 from roost.doors.rest.jobs import JobDoor
 from roost.doors.rest.plumbing import STATUS, answer, ask_of, kernel_of, one_of, problem, read
 from roost.doors.rest.services import ServiceDoor
-from roost.doors.rest.services import ServiceDoor
+from roost.doors.rest.top import TopDoor
 from roost.doors.rest.views import Views
 from roost.fleet.model import Spread
 from roost.fleet.service import FleetService
@@ -49,6 +50,7 @@ class RestDoor:
         check_ask: Callable[[Ask], Awaitable[None]],
         jobs: JobDoor,
         services: ServiceDoor,
+        top: TopDoor,
         owner_token: str,
     ) -> None:
         self._notebooks = notebooks
@@ -60,7 +62,8 @@ class RestDoor:
         self._check_ask = check_ask
         self._jobs = jobs
         self._services = services
-        self._services = services
+        self._groups = groups
+        self._top = top
         self._owner_token = owner_token
         self._started_s = clock.monotonic_s()
 
@@ -96,8 +99,12 @@ class RestDoor:
             for method, path, endpoint in ServiceDoor.table()
         ]
         routes += [
-            Route(path, self._guarded(partial(endpoint, self._services)), methods=[method])
-            for method, path, endpoint in ServiceDoor.table()
+            Route(path, self._guarded(partial(endpoint, self._groups)), methods=[method])
+            for method, path, endpoint in GroupDoor.table()
+        ]
+        routes += [
+            Route(path, self._guarded(partial(endpoint, self._top)), methods=[method])
+            for method, path, endpoint in TopDoor.table()
         ]
         return Starlette(routes=routes)
 
