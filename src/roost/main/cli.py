@@ -37,12 +37,14 @@ GROUPS: Table = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
     "job": ("roost.doors.cli.job:app", "Scripts that outlive their machine."),
     "service": ("roost.doors.cli.service:app", "Replicas behind one address, scaled on two levels."),
+    "group": ("roost.doors.cli.group:app", "Hosts kept between min and max."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
     "market": (MARKET, "Know every offer and which is best."),
     "gateway": ("roost.doors.cli.gateway:app", "The load balancer on its own, from one file."),
     "kernel": ("roost.doors.cli.kernel:app", "The kernel for your own JupyterLab or VS Code."),
 }
 COMMANDS: Table = {
+    "apply": ("roost.doors.cli.apply:apply", "Make or change services as a file says."),
     "up": ("roost.doors.cli.system:up", "Start Roost on this machine."),
     "down": ("roost.doors.cli.system:down", "Stop Roost and its local hosts."),
     "status": ("roost.doors.cli.system:status", "What runs, and what an hour costs now."),

@@ -355,7 +355,8 @@ def _gone(services: ServiceCalls, service_id: str) -> bool:
         return True
 
 
-def _settled(view: ServiceView) -> bool:
+def settled(view: ServiceView) -> bool:
+    """Whether all its wanted replicas serve, and nothing else is there."""
     ready = sum(1 for r in view.replicas if r.state == "ready" and r.revision == view.revision)
     return view.state in ("running", "failing") and ready == view.wanted == len(view.replicas)
 
@@ -368,7 +369,7 @@ def _done(services: ServiceCalls, view: ServiceView, wait_s: float, *, json: boo
             def look() -> bool:
                 nonlocal view
                 view = services.get(view.id)
-                return _settled(view) or view.state == "failing"
+                return settled(view) or view.state == "failing"
 
             until(look, wait_s)
     if json:
@@ -377,7 +378,7 @@ def _done(services: ServiceCalls, view: ServiceView, wait_s: float, *, json: boo
         out.print(services_table([view]))
         if view.message:
             out.print(f"[yellow]{view.message}[/]")
-    if wait_s > 0 and not _settled(view):
+    if wait_s > 0 and not settled(view):
         raise typer.Exit(1)
 
 
