@@ -47,6 +47,17 @@ def allocate(
     return chosen
 
 
+def full_clouds(spec: GroupSpec, held: Sequence[Offer]) -> tuple[str, ...]:
+    """The clouds of tiers that have as many hosts as they may."""
+    clouds = Counter(offer.provider for offer in held)
+    return tuple(
+        cloud
+        for tier in spec.tiers
+        if tier.most is not None and sum(clouds[c] for c in tier.clouds) >= tier.most
+        for cloud in tier.clouds
+    )
+
+
 def _tier(spec: GroupSpec, offer: Offer) -> int:
     for number, tier in enumerate(spec.tiers):
         if offer.provider in tier.clouds:

@@ -4,13 +4,14 @@ A member and its claim are written in one commit, so that no host is launched th
 loop does the rest for each claim.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from roost.fleet import group_plan as planning
 from roost.fleet import plan as claims
-from roost.fleet.group_allocation import allocate
+from roost.fleet.group_allocation import allocate, full_clouds
 from roost.fleet.group_model import ROLE, Group, GroupState, Member, MemberState, MemberView
 from roost.fleet.group_snapshot import (
     Drop,
@@ -79,11 +80,11 @@ class GroupController:
         now_s = self._clock.now_s()
         snapshot = Snapshot(group=group, members=views, now_s=now_s)
         instructions = planning.plan(snapshot)
-        for instruction in instructions:
-            await self._run(instruction, snapshot)
-        if not instructions:
-            await self._say(snapshot)
-        return 0.0 if instructions else min(SLOWEST_S, max(WATCH_S, len(views) / BIG))
+        acted = [await self._run(instruction, snapshot) for instruction in instructions]
+        if any(acted):
+            return 0.0
+        await self._say(snapshot, "no tier has room" if instructions else "")
+        return min(SLOWEST_S, max(WATCH_S, len(views) / BIG))
 
     def _listen(self, views: Sequence[MemberView]) -> None:
         """Note since when hosts are silent, or idle."""
@@ -108,17 +109,18 @@ class GroupController:
             self._shown[group.id] = shown
             self._on_change(group.id)
 
-    async def _say(self, s: Snapshot) -> None:
+    async def _say(self, s: Snapshot, full: str) -> None:
         """Keep the group's message: why hosts are missing."""
         waiting = [v.claim.claim.message for v in s.members if v.claim is not None]
-        message = next((m for m in waiting if m), "")
+        message = next((m for m in (full, *waiting) if m), "")
         if message != s.group.message:
             changed = msgspec.structs.replace(s.group, message=message)
             await self._write(s.group, changed, "Troubled" if message else "", message)
 
     # --- act ---------------------------------------------------------------------------------------
 
-    async def _run(self, instruction: Instruction, s: Snapshot) -> None:
+    async def _run(self, instruction: Instruction, s: Snapshot) -> bool:
+        """Act; False when nothing could be done."""
         match instruction:
             case Put(member=member, event=event):
                 await self._put(member, event)
@@ -128,11 +130,12 @@ class GroupController:
                 self._groups.silence.pop(member.id, None)
                 self._groups.idle.pop(member.id, None)
             case Launch(orders=orders, reason=reason):
-                await self._launch(s, orders[:LAUNCHES], reason)
+                return await self._launch(s, orders[:LAUNCHES], reason)
             case Update(group=group, event=event, reason=reason):
                 await self._write(s.group, group, event, reason)
             case Pause(claim_id=claim_id, paused=paused):
                 await self._fleet.pause(claim_id, paused)
+        return True
 
     async def _put(self, member: Member, event: str) -> None:
         stored = await self._groups.members.get(member.id)
@@ -160,61 +163,61 @@ class GroupController:
         lines = [self._line(new.id, event, reason)] if event else []
         await self._store.commit([self._groups.groups.row(written, stored)], lines)
 
-    async def _launch(self, s: Snapshot, orders: Sequence[LaunchOrder], reason: str) -> None:
-        """Claims with their members, spread over pools."""
+    async def _launch(self, s: Snapshot, orders: Sequence[LaunchOrder], reason: str) -> bool:
+        """Claims with their members, spread over pools; False when no tier has room for one."""
         group, now_s = s.group, self._clock.now_s()
         held = [
             v.claim.instance.offer
             for v in s.members
             if v.claim is not None and v.claim.instance is not None and not v.claim.instance.ended
         ]
-        rows: list[Row] = []
-        made: list[Claim] = []
+        made: list[tuple[Claim, Member]] = []
         lines: list[StoryLine] = []
         for option in dict.fromkeys(order.option for order in orders):
             mine = [order for order in orders if order.option is option]
-            claim = self._claim(group, mine[0], now_s)
-            offers = await self._offers(group, claim, held, len(mine))
+            offers, some = await self._offers(group, mine[0], held, len(mine))
             held += [ranked.offer for ranked in offers]
-            for number, order in enumerate(mine):
-                claim = self._claim(group, order, now_s)
+            # Without any offer the claim is made all the same: it says why, and is tried again.
+            places: list[RankedOffer | None] = [*offers] if some else [None] * len(mine)
+            for order, place in zip(mine, places, strict=False):
+                claim = self._claim(group, order)
                 where = ""
-                if number < len(offers):
-                    claim = msgspec.structs.replace(claim, prefer=offers[number].offer.key)
-                    where = f" in {claim.prefer} ({offers[number].reason})"
-                member = Member(
-                    id=claim.id,
-                    parent=group.id,
-                    option=order.option,
-                    revision=group.revision,
-                    stand_in=order.stand_in,
-                    warm=order.warm,
-                    reason=reason,
-                    since_s=now_s,
-                    created_s=now_s,
-                )
-                rows += [self._groups.members.row(member), self._fleet.tables.claims.row(claim)]
+                if place is not None:
+                    claim = _aimed(claim, place.offer, full_clouds(group.spec, held))
+                    where = f" in {claim.prefer} ({place.reason})"
+                made.append((claim, _member(group, order, claim.id, reason, now_s)))
                 what = f"{order.option}{' in the place of spot' if order.stand_in else ''}"
                 lines.append(self._line(group.id, "Launching", f"{what}{where}: {reason}"))
-                made.append(claim)
-        await self._store.commit(rows, lines)
-        for claim in made:
+        rows: list[Row] = [self._groups.members.row(member) for _, member in made]
+        rows += [self._fleet.tables.claims.row(claim) for claim, _ in made]
+        if rows:
+            await self._store.commit(rows, lines)
+        for claim, _ in made:
             await self._fleet.claim(claim)
+        return bool(made)
 
     async def _offers(
-        self, group: Group, claim: Claim, held: Sequence[Offer], count: int
-    ) -> list[RankedOffer]:
+        self, group: Group, order: LaunchOrder, held: Sequence[Offer], count: int
+    ) -> tuple[list[RankedOffer], bool]:
+        """Where new hosts go, and whether anything is to be had at all."""
         pools = [p.value for p in await self._fleet.tables.pools.find()]
-        try:
-            ranked = await self._rank(claims.narrowed(claim, pools, self._clock.now_s()))
-        except Invalid:
-            return []  # the claim says so, and is tried again
-        return allocate(group.spec, ranked, held, count)
+        ask = claims.narrowed(self._claim(group, order), pools, self._clock.now_s())
+        # Each tier on its own: the dear clouds of a first tier would be no short list's best.
+        clouds = [tier.clouds for tier in group.spec.tiers] or [ask.clouds]
+        ranked: list[RankedOffer] = []
+        for some in clouds:
+            with contextlib.suppress(Invalid):
+                ranked += await self._rank(msgspec.structs.replace(ask, clouds=some))
+        return allocate(group.spec, ranked, held, count), bool(ranked)
 
-    def _claim(self, group: Group, order: LaunchOrder, now_s: float) -> Claim:
+    def _claim(self, group: Group, order: LaunchOrder) -> Claim:
         spec = group.spec
+        tiers = tuple(cloud for tier in spec.tiers for cloud in tier.clouds)
         ask = msgspec.structs.replace(
-            spec.ask, purchase_options=(order.option,), allocation=spec.allocation
+            spec.ask,
+            purchase_options=(order.option,),
+            allocation=spec.allocation,
+            clouds=tiers or spec.ask.clouds,
         )
         return Claim(
             id=self._ids.new("c"),
@@ -223,9 +226,31 @@ class GroupController:
             role=ROLE,
             ask=ask,
             image=spec.image,
-            created_s=now_s,
+            created_s=self._clock.now_s(),
             tenant=group.tenant,
         )
 
     def _line(self, object_id: str, event: str, reason: str) -> StoryLine:
         return StoryLine(object_id=object_id, at_s=self._clock.now_s(), event=event, reason=reason)
+
+
+def _aimed(claim: Claim, offer: Offer, full: Sequence[str]) -> Claim:
+    """The claim with the offer it shall have; should that refuse, the next is in no full tier."""
+    others = tuple(cloud for cloud in full if cloud != offer.provider)
+    ask = msgspec.structs.replace(claim.ask, avoid_clouds=(*claim.ask.avoid_clouds, *others))
+    return msgspec.structs.replace(claim, prefer=offer.key, ask=ask)
+
+
+def _member(group: Group, order: LaunchOrder, claim_id: str, reason: str, now_s: float) -> Member:
+    return Member(
+        id=claim_id,
+        parent=group.id,
+        option=order.option,
+        revision=group.revision,
+        stand_in=order.stand_in,
+        warm=order.warm,
+        reason=reason,
+        since_s=now_s,
+        created_s=now_s,
+        tenant=group.tenant,
+    )

@@ -138,6 +138,14 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     hooks: tuple[Hook, ...] = ()
     budgets: tuple[Budget, ...] = ()
 
+    @property
+    def purchase_options(self) -> tuple[PurchaseOption, ...]:
+        """What the group may buy."""
+        spot = self.on_demand_percent < 100.0
+        steady = self.on_demand_base > 0 or self.on_demand_percent > 0.0 or self.fallback_s > 0.0
+        found = ((PurchaseOption.SPOT, spot), (PurchaseOption.ON_DEMAND, steady))
+        return tuple(option for option, may in found if may)
+
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """What new hosts are launched from."""

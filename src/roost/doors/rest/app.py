@@ -50,6 +50,7 @@ class RestDoor:
         check_ask: Callable[[Ask], Awaitable[None]],
         jobs: JobDoor,
         services: ServiceDoor,
+        groups: GroupDoor,
         top: TopDoor,
         owner_token: str,
     ) -> None:
