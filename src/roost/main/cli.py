@@ -52,6 +52,7 @@ COMMANDS: Table = {
         "roost.doors.cli.system:doctor",
         "Look for what could be wrong, and say what to do.",
     ),
+    "top": ("roost.doors.cli.top:top", "Services and hosts now: use, and what idles."),
     "story": ("roost.doors.cli.system:story", "Tell an object's life with its reasons."),
     "cost": ("roost.doors.cli.system:cost", "The bill by the second."),
     "env": ("roost.doors.cli.system:env", "What a shell needs to talk to Roost."),
