@@ -96,7 +96,7 @@ class HostAgent:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         host_id, places = settings.host_id, settings.places
-        clock, ids = SystemClock(), SystemIds()
+        clock = SystemClock()
         own = Path(places.instance, "agent")
         prepare(places)
         self._ticket = Ticket(host_id, settings.join_token, Identity.load(own))
@@ -107,15 +107,7 @@ class HostAgent:
         checkpoints = Checkpoints(
             places=places, blobs=self.blobs, environment=environment, clock=clock
         )
-        self.tasks = Tasks(
-            places=places,
-            driver=ProcessDriver(own / "tasks", clock=clock),
-            ids=ids,
-            keeper_argv=keeper_argv(places),
-            on_event=self._on_keeper_event,
-            on_end=self._on_task_end,
-            on_change=self._beat,
-        )
+        self.tasks = self._keepers(clock)
         balancer = Balancer(clock.now_s)
         self._containers = containers(settings, clock)
         captures = Captures(checkpoints, memory, self._emit, self._on_durable)
@@ -155,6 +147,18 @@ class HostAgent:
             handle=self.agent.handle,
             report=self.agent.report,
             on_welcome=self._on_welcome,
+        )
+
+    def _keepers(self, clock: SystemClock) -> Tasks:
+        places = self._settings.places
+        return Tasks(
+            places=places,
+            driver=ProcessDriver(Path(places.instance, "agent", "tasks"), clock=clock),
+            ids=SystemIds(),
+            keeper_argv=keeper_argv(places),
+            on_event=self._on_keeper_event,
+            on_end=self._on_task_end,
+            on_change=self._beat,
         )
 
     def _jobs(self, clock: SystemClock) -> JobHost:

@@ -135,6 +135,21 @@ async def test_parked_connections_are_opened_and_replaced(short: Path) -> None:
         await until(lambda: len(there.hosts._parked.get("h-1", ())) == 2)
 
 
+async def test_where_many_come_more_are_parked(short: Path) -> None:
+    async with edge(short) as there, pool(there.address) as here:
+        streams = [await there.open("echo") for _ in range(40)]
+        assert here.open_streams == 40
+        await until(lambda: len(there.hosts._parked.get("h-1", ())) == 7)
+        for _, writer in streams:
+            writer.close()
+        await until(lambda: here.open_streams == 0)
+        for _ in range(20):  # what is parked too many goes as it is used
+            _, writer = await there.open("echo")
+            writer.close()
+            await until(lambda: here.open_streams == 0)
+        await until(lambda: len(there.hosts._parked.get("h-1", ())) == 2)
+
+
 async def test_a_service_that_cannot_be_opened_says_why(short: Path) -> None:
     async with edge(short) as there, pool(there.address):
         with pytest.raises(StaleEpoch, match="epoch 1 is over"):

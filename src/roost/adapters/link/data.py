@@ -18,6 +18,10 @@ from roost.ports.frames import BadFrame
 log = logging.getLogger(__name__)
 
 PARKED = 2
+PARKED_MOST = 12
+"""At one edge; the edge keeps no more than 16."""
+STREAMS_A_PARKED = 8
+"""One more is parked for so many that carry a service: where many come, many more may."""
 DIAL_S = 5.0
 BACK_OFF = RetryPolicy(first_s=0.1, factor=1.7, ceiling_s=5.0)
 
@@ -50,7 +54,7 @@ async def data_connection(
 
 
 class DataPool:
-    """Keeps ``PARKED`` idle connections at every data address and serves those that are opened."""
+    """Keeps a few idle connections at every data address and serves those that are opened."""
 
     def __init__(
         self,
@@ -84,9 +88,8 @@ class DataPool:
                 task.cancel()
         for address in addresses:
             if address not in self._parkers:
-                self._parkers[address] = [
-                    asyncio.create_task(self._keep_parked(address)) for _ in range(self._parked)
-                ]
+                self._parkers[address] = []
+                self._park_more(address)
 
     async def close(self) -> None:
         """End all parked and open connections."""
@@ -96,13 +99,30 @@ class DataPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _park_more(self, address: str) -> bool:
+        """Have as many parkers as the streams that are open call for. False: there is one too many."""
+        parkers = self._parkers.get(address)
+        if parkers is None:  # nothing is parked there any more
+            return False
+        parkers[:] = [task for task in parkers if not task.done()]
+        while len(parkers) < self._wanted:
+            parkers.append(asyncio.create_task(self._keep_parked(address)))
+        return len(parkers) == self._wanted
+
+    @property
+    def _wanted(self) -> int:
+        more = len(self._streams) // STREAMS_A_PARKED
+        return max(self._parked, min(PARKED_MOST, self._parked + more))
+
     async def _keep_parked(self, address: str) -> None:
         attempt = 0
         while True:
             try:
                 if await self._park(address):
                     attempt = 0
-                    continue
+                    if self._park_more(address):
+                        continue
+                    return
             except (RoostError, OSError, BadFrame) as error:
                 log.debug("data: %s: %s", address, error)
             attempt += 1
