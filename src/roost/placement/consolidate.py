@@ -8,7 +8,7 @@ before it stops what it replaces.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -94,27 +94,45 @@ def consolidate(
     ``budgets``: of a service, how many of its replicas may move in this round; absent = any number.
     ``last_launch_s``: when a host was last launched here; None = when the youngest of these was.
     """
-    trial = hosts.copy()
     if last_launch_s is None:
-        last_launch_s = max((trial.facts[row].launched_s for row in trial.rows()), default=now_s)
-    round_ = _Round(trial, now_s, worth, dict(budgets or {}), now_s - last_launch_s)
-    emptied: list[Emptied] = []
+        last_launch_s = max((hosts.facts[row].launched_s for row in hosts.rows()), default=now_s)
+    round_ = _Round(hosts, now_s, worth, dict(budgets or {}), now_s - last_launch_s)
+    priced: dict[str, tuple[float, float]] = {}
     kept: list[Kept] = []
-    used = trial.used()
-    for row in sorted(trial.rows(), key=lambda row: (used[row], row)):
-        if not trial.on[row] or not trial.takes[row]:
+    used = hosts.used()
+    for row in sorted(hosts.rows(), key=lambda row: (used[row], row)):
+        if not hosts.on[row] or not hosts.takes[row]:
             continue
-        found: tuple[Move, ...] | str = round_.why_not(row, float(trial.used()[row]))
-        if not found:
+        why = round_.why_not(row)
+        if not why:
+            if round_.hosts is hosts:  # copied only when there is something to try
+                round_.hosts = hosts.copy()
             price = round_.price(row)
-            round_.tries += 1
-            found = empty(trial, row, weights)
-        if isinstance(found, str):
-            kept.append(Kept(trial.facts[row].id, found))
-            continue
-        round_.done(found)
-        emptied.append(told(trial.facts[row].id, found, *price))
-    return Consolidation(emptied=tuple(emptied), kept=tuple(kept))
+            found = round_.empty(row, weights)
+            why = found if isinstance(found, str) else ""
+        name = hosts.facts[row].id
+        if why:
+            kept.append(Kept(name, why))
+        else:
+            priced[name] = price
+    return Consolidation(emptied=_net(hosts, round_.hosts, priced), kept=tuple(kept))
+
+
+def _net(
+    before: Hosts, after: Hosts, priced: Mapping[str, tuple[float, float]]
+) -> tuple[Emptied, ...]:
+    """The moves from where each is to where it ends; what was moved on in the same round moves once."""
+    made = []
+    for host, (saves, costs) in priced.items():
+        moves = tuple(
+            Move(p.id, p.ask.service, host, after.facts[after.containers[p.id].host].id)
+            for p in before.on[before.row(host)].values()
+        )
+        reason = f"{len(moves)} moves free {host}: saves {saves:.4f} USD for {costs:.4f}"
+        made.append(
+            Emptied(host=host, moves=moves, reason=reason, saves_usd=saves, costs_usd=costs)
+        )
+    return tuple(made)
 
 
 @dataclass(slots=True)
@@ -128,29 +146,33 @@ class _Round:
     calm_s: float
     """Since a host was last launched: about so long none will be launched again."""
     tries: int = 0
-    moves: int = 0
+    moved: set[str] = field(default_factory=set)
+    """Containers that move in this round: moving them on costs nothing more."""
 
-    def why_not(self, row: int, used: float) -> str:
+    def why_not(self, row: int) -> str:
         """Why this host is not even tried; empty = it is."""
         worth, facts = self.worth, self.hosts.facts[row]
-        here = list(self.hosts.on[row].values())
         if facts.protected:
             return "protected from disruption"
         if (age_s := self.now_s - facts.launched_s) < worth.young_s:
             return f"launched {age_s:.0f} s ago, left alone for {worth.young_s:.0f} s"
-        if used >= worth.below:
+        if (used := self.hosts.used_by(row)) >= worth.below:
             return f"{used:.0%} in use, only hosts below {worth.below:.0%} are emptied"
-        if fixed := [p.id for p in here if not p.movable]:
+        if fixed := [name for name, p in self.hosts.on[row].items() if not p.movable]:
             return f"{fixed[0]} must not be moved"
-        if self.moves + len(here) > worth.most_moves or self.tries == worth.most_tries:
-            return f"this round has tried {self.tries} hosts and found {self.moves} moves"
-        for service, count in Counter(p.ask.service for p in here).items():
+        new = self._new(row)
+        if len(self.moved) + len(new) > worth.most_moves or self.tries == worth.most_tries:
+            return f"this round has tried {self.tries} hosts and found {len(self.moved)} moves"
+        for service, count in Counter(p.ask.service for p in new).items():
             if count > self.budgets.get(service, count):
                 return f"{count} replicas of {service}, of which {self.budgets[service]} may move"
         saves, costs = self.price(row)
         if saves <= worth.margin * costs:
             return f"it would save {saves:.4f} USD, the moves cost {costs:.4f}"
         return ""
+
+    def _new(self, row: int) -> list[Placed]:
+        return [p for p in self.hosts.on[row].values() if p.id not in self.moved]
 
     def price(self, row: int) -> tuple[float, float]:
         """USD saved by emptying it now, and what the moves cost.
@@ -164,14 +186,18 @@ class _Round:
         )
         stays_h = min(self.worth.horizon_h, max(0.0, min(ends_s, self.calm_s)) / 3600.0)
         each = self.worth.move_usd + self.worth.move_hours * price
-        return price * stays_h, each * len(here)
+        return price * stays_h, each * len(self._new(row))
 
-    def done(self, moves: tuple[Move, ...]) -> None:
-        """A host was emptied."""
-        self.moves += len(moves)
-        for move in moves:
-            if move.service in self.budgets:
-                self.budgets[move.service] -= 1
+    def empty(self, row: int, weights: Weights) -> tuple[Move, ...] | str:
+        """Try it, and count what it takes."""
+        self.tries += 1
+        found = empty(self.hosts, row, weights)
+        for move in found if isinstance(found, tuple) else ():
+            if move.container not in self.moved:
+                self.moved.add(move.container)
+                if move.service in self.budgets:
+                    self.budgets[move.service] -= 1
+        return found
 
 
 def empty(
@@ -186,7 +212,7 @@ def empty(
         trial.set_takes(r, False)
     done: list[tuple[Placed, Placed]] = []
     why = ""
-    for placed in sorted(trial.on[row].values(), key=lambda p: (-_size(trial, p), p.id)):
+    for placed in sorted(trial.on[row].values(), key=lambda p: _turn(trial, p)):
         trial.take(placed.id)
         choice = place(placed.ask, trial, container=placed.id, weights=weights)
         if choice.host is None:
@@ -227,6 +253,13 @@ def _back(hosts: Hosts, placed: Placed) -> None:
     )
 
 
+def _turn(hosts: Hosts, placed: Placed) -> tuple[bool, float, str]:
+    """Those that follow another service after it, then the biggest first."""
+    ask = placed.ask
+    follows = any(not r.apart and r.service != ask.service for r in ask.affinity)
+    return follows, -_size(hosts, placed), placed.id
+
+
 def _size(hosts: Hosts, placed: Placed) -> float:
     """Its share of the host it is on, by the resource of which it takes most."""
     row = placed.host
@@ -236,9 +269,3 @@ def _size(hosts: Hosts, placed: Placed) -> float:
     ]
     gpus = hosts.gpu_size[row]
     return float(max(*shares, placed.ask.gpus / gpus if gpus else 0.0))
-
-
-def told(host: str, moves: tuple[Move, ...], saves: float, costs: float) -> Emptied:
-    """A host that goes, in words."""
-    reason = f"{len(moves)} moves free {host}: saves {saves:.4f} USD for {costs:.4f}"
-    return Emptied(host=host, moves=moves, saves_usd=saves, costs_usd=costs, reason=reason)

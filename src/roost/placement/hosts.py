@@ -208,6 +208,16 @@ class Hosts:
             np.maximum(used, 1.0 - share, out=used)
         return used
 
+    def used_by(self, row: int) -> float:
+        """``used`` of one host."""
+        used = 0.0
+        for size, free in zip(self.size, self.free, strict=True):
+            if 0.0 < size[row] < np.inf:
+                used = max(used, 1.0 - float(free[row] / size[row]))
+        if self.gpu_size[row]:
+            used = max(used, 1.0 - float(self.gpu_free[row].sum() / self.gpu_size[row]))
+        return used
+
     def set_takes(self, row: int, takes: bool) -> None:
         """Whether it may get anything new."""
         self.takes[row] = takes

@@ -5,6 +5,7 @@ others last, then biggest first): alike asks are scored once, and only the chose
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from roost.placement.conditions import Condition, caps, conditions
 from roost.placement.hosts import Floats, Hosts, Mask
 from roost.placement.model import TINY, Ask, Choice, Weights, check
+from roost.ports.errors import Conflict
 
 DEFAULT = Weights()
 _SPARE_CANDIDATES = 8
@@ -45,6 +47,9 @@ def place_many(
 ) -> list[Choice]:
     """A choice for each, in their order; what was placed is on its host from now on."""
     names = containers or [""] * len(asks)
+    twice = [name for name, count in Counter(containers).items() if count > 1]
+    if twice := twice or [name for name in containers if name in hosts.containers]:
+        raise Conflict(f"container {twice[0]} is already placed")
     alike: dict[Ask, list[int]] = {}
     by_object: dict[int, list[int]] = {}
     for at, ask in enumerate(asks):
@@ -195,7 +200,7 @@ def _per_container(hosts: Hosts, ask: Ask, rows: NDArray[np.intp]) -> tuple[Floa
     for free, weight, amount in zip(hosts.free, hosts.weight, hosts.need(ask), strict=True):
         if amount:
             step += amount * weight[rows]
-            room = np.minimum(room, (free[rows] + TINY) // amount)
+            room = np.minimum(room, np.floor((free[rows] + TINY) / amount))
     if ask.gpus:
         step += ask.gpus * hosts.gpu_weight[rows]
         if ask.gpus >= 1.0:
