@@ -10,7 +10,10 @@ from typing import Any
 from typer.main import get_command
 
 from roost.doors.rest.app import RestDoor
+from roost.doors.rest.groups import GroupDoor
 from roost.doors.rest.jobs import JobDoor
+from roost.doors.rest.services import ServiceDoor
+from roost.doors.rest.top import TopDoor
 from roost.main.cli import COMMANDS, GROUPS, app
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -38,7 +41,8 @@ def text() -> str:
         "",
     ]
     lines += ["| call | what |", "| --- | --- |"]
-    for method, path, endpoint in [*RestDoor.table(), *JobDoor.table()]:
+    doors = (RestDoor, JobDoor, ServiceDoor, GroupDoor, TopDoor)
+    for method, path, endpoint in (row for door in doors for row in door.table()):
         lines.append(f"| `{method} {path}` | {(endpoint.__doc__ or '').splitlines()[0]} |")
     return "\n".join(lines) + "\n"
 
