@@ -100,7 +100,8 @@ class Counting:
     def report(
         self, states: Iterable[tuple[str, int, int]], *, edge: int, began_s: float, at_s: float
     ) -> Iterator[Seen]:
-        """Messages with what has changed since the last report. ``states``: route, in flight, held."""
+        """Messages with what has changed since the last report; one at least, which says that this edge
+        counts. ``states``: route, in flight, held."""
         whole = self._reports % ALL_EVERY == 0
         self._reports += 1
         changed = []
@@ -109,7 +110,7 @@ class Counting:
             if whole or self._said.get(route) != seen:
                 self._said[route] = seen
                 changed.append(seen)
-        for at in range(0, len(changed), PER_MESSAGE):
+        for at in range(0, max(1, len(changed)), PER_MESSAGE):
             services = tuple(changed[at : at + PER_MESSAGE])
             yield Seen(edge=edge, began_s=began_s, at_s=at_s, services=services)
 

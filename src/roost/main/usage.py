@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from roost.client.top import TopView
+from roost.fleet.group_model import HostState
 from roost.fleet.groups import Groups
 from roost.metrics.history import History
 from roost.metrics.model import Facts, HostFacts, ReplicaFacts, ServiceFacts
@@ -94,7 +95,7 @@ class UsageRoom:
                         offer=host.offer.key if host.offer else "",
                         slots=host.slots,
                         usd_hour=host.offer.price_usd_hour if host.offer else 0.0,
-                        why=host.reason or host.keep,
+                        why=host.keep if host.state is HostState.READY else host.reason,
                         empty_s=host.idle_s,
                     )
                 )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Group
@@ -35,6 +35,12 @@ SORTS: dict[str, Callable[[ServiceLine], tuple[float, str]]] = {
     "cost": lambda s: (-s.usd_hour, s.name),
     "idle": lambda s: (-s.idle_usd_hour, s.name),
 }
+
+WIDE = 130
+"""Characters from which on all columns are shown."""
+L = TypeVar("L")
+Column = tuple[str, bool, Callable[[L], "str | Text"], bool]
+"""Title, left-aligned, value, shown on a narrow terminal too."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -81,9 +87,21 @@ def _watch(calls: TopCalls, every: float, sort: str) -> None:
                 live.update(Group(Text(str(error), style="red"), shown), refresh=True)
 
 
-def screen(view: TopView, sort: str = "name") -> Group:
-    """All of it."""
-    return Group(_summary(view), _services(view.services, sort), _hosts(view.hosts))
+def screen(view: TopView, sort: str = "name", width: int = 0) -> Group:
+    """All of it, in ``width`` columns (0 = those of the terminal)."""
+    wide = (width or out.width) >= WIDE
+    parts: list[Text | Table] = [
+        _summary(view),
+        _table("Services", SERVICE, _sorted(view, sort), wide),
+    ]
+    parts += [_table("Hosts", HOST, view.hosts, wide)]
+    notes = [(s.name, s.why) for s in view.services] + [(h.id, h.why) for h in view.hosts]
+    parts += [Text(f"{name}: {why}", style="dim") for name, why in notes if why]
+    return Group(*parts)
+
+
+def _sorted(view: TopView, sort: str) -> Sequence[ServiceLine]:
+    return sorted(view.services, key=SORTS[sort])
 
 
 def _summary(view: TopView) -> Text:
@@ -97,85 +115,86 @@ def _summary(view: TopView) -> Text:
     return text
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def _table(title: str, columns: Sequence[Column[L]], lines: Sequence[L], wide: bool) -> Table:
     table = Table(
         title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0)
     )
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    return table
-
-
-def _services(lines: Sequence[ServiceLine], sort: str) -> Table:
-    right = ("ready", "req/s", "minute", "run", "queue", "held", "p50", "p99", "late", "5xx")
-    more = ("cpu", "MiB", "used", "$/h", "idle")
-    table = _table("Services", ("name", "state"), (*right, *more))
-    for line in sorted(lines, key=SORTS[sort]):
-        coming = f"+{line.starting}" if line.starting else ""
-        short = line.ready < line.wanted
-        table.add_row(
-            line.name,
-            Text(line.state, style=STATE_STYLE.get(line.state, "")),
-            Text(f"{line.ready}{coming}/{line.wanted}", style="yellow" if short else ""),
-            number(line.requests_s),
-            sparkline(line.trend),
-            number(line.in_flight),
-            number(line.queued),
-            Text(number(line.held), style="yellow" if line.held else ""),
-            seconds_of(line.p50_s),
-            seconds_of(line.p99_s),
-            _bad(line.late_share, 0.01),
-            _bad(line.errors_share, 0.001),
-            _percent(line.cpu_percent),
-            number(line.memory_mib),
-            _share(line.utilisation),
-            f"{line.usd_hour:.3f}",
-            f"{line.idle_usd_hour:.3f}",
-            Text(line.why, style="dim"),
-        )
-    return table
-
-
-def _hosts(lines: Sequence[HostLine]) -> Table:
-    right = ("slots", "cpu", "MiB", "net/s", "req/s", "run", "queue", "used", "$/h", "idle")
-    table = _table("Hosts", ("id", "group", "state", "offer"), right)
+    shown = [column for column in columns if wide or column[3]]
+    for name, left, _, _ in shown:
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for line in lines:
-        memory = number(line.memory_used_mib)
-        if line.memory_total_mib:
-            memory += f"/{number(line.memory_total_mib)}"
-        table.add_row(
-            line.id,
-            line.group,
-            Text(line.state, style=STATE_STYLE.get(line.state, "")),
-            line.offer,
-            f"{line.slots_used}/{line.slots}",
-            _percent(line.cpu_percent),
-            memory,
-            size(line.network_bytes_s),
-            number(line.requests_s),
-            number(line.in_flight),
-            number(line.queued),
-            _share(line.utilisation),
-            f"{line.usd_hour:.3f}",
-            f"{line.idle_usd_hour:.3f}",
-            Text(line.why, style="dim"),
-        )
+        table.add_row(*(of(line) for _, _, of, _ in shown))
     return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=STATE_STYLE.get(state, ""))
+
+
+def _ready(line: ServiceLine) -> Text:
+    coming = f"+{line.starting}" if line.starting else ""
+    short = line.ready < line.wanted
+    return Text(f"{line.ready}{coming}/{line.wanted}", style="yellow" if short else "")
+
+
+def _memory(line: HostLine) -> str:
+    total = f"/{number(line.memory_total_mib)}" if line.memory_total_mib else ""
+    return number(line.memory_used_mib) + total
+
+
+SERVICE: tuple[Column[ServiceLine], ...] = (
+    ("name", True, lambda s: s.name, True),
+    ("state", True, lambda s: _state(s.state), True),
+    ("ready", False, _ready, True),
+    ("req/s", False, lambda s: number(s.requests_s), True),
+    ("minute", True, lambda s: sparkline(s.trend), False),
+    ("run", False, lambda s: number(s.in_flight), True),
+    ("queue", False, lambda s: number(s.queued), True),
+    ("held", False, lambda s: Text(number(s.held), style="yellow" if s.held else ""), True),
+    ("p50", False, lambda s: seconds_of(s.p50_s), False),
+    ("p99", False, lambda s: seconds_of(s.p99_s), True),
+    ("late", False, lambda s: _bad(s.late_share, 0.01), True),
+    ("5xx", False, lambda s: _bad(s.errors_share, 0.001), True),
+    ("cpu", False, lambda s: _percent(s.cpu_percent), False),
+    ("MiB", False, lambda s: number(s.memory_mib), False),
+    ("used", False, lambda s: _share(s.utilisation), True),
+    ("$/h", False, lambda s: f"{s.usd_hour:.3f}", True),
+    ("idle", False, lambda s: f"{s.idle_usd_hour:.3f}", True),
+)
+HOST: tuple[Column[HostLine], ...] = (
+    ("id", True, lambda h: h.id, True),
+    ("group", True, lambda h: h.group, True),
+    ("state", True, lambda h: _state(h.state), True),
+    ("offer", True, lambda h: h.offer, False),
+    ("slots", False, lambda h: f"{h.slots_used}/{h.slots}", True),
+    ("cpu", False, lambda h: _percent(h.cpu_percent), True),
+    ("MiB", False, _memory, True),
+    ("net/s", False, lambda h: size(h.network_bytes_s), False),
+    ("req/s", False, lambda h: number(h.requests_s), True),
+    ("run", False, lambda h: number(h.in_flight), False),
+    ("queue", False, lambda h: number(h.queued), False),
+    ("used", False, lambda h: _share(h.utilisation), True),
+    ("$/h", False, lambda h: f"{h.usd_hour:.3f}", True),
+    ("idle", False, lambda h: f"{h.idle_usd_hour:.3f}", True),
+)
 
 
 def drawn(history: HistoryView, of: str) -> Table:
     """A history as one line of bars per column."""
     unit = "seconds" if history.step_s < 60 else "minutes"
-    table = _table(f"{of}, by {unit} up to {clock(history.end_s)}", ("",), ("least", "most", "now"))
+    table = Table(
+        title=f"{of}, by {unit} up to {clock(history.end_s)}", title_justify="left", box=None
+    )
+    table.add_column("")
+    for title in ("least", "most", "now"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for name, values in history.values.items():
         known = [v for v in values if v is not None]
         if not known:
             continue
         least, most = number(min(known)), number(max(known))
-        table.add_row(name, least, most, number(values[-1]), sparkline(values, 60))
+        table.add_row(name, least, most, number(values[-1]), sparkline(values, 40))
     return table
 
 
