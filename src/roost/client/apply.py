@@ -166,6 +166,9 @@ def _healthcheck(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _health(value: Any) -> dict[str, Any]:
     given = {"path": value} if isinstance(value, str) else dict(value)
+    strange = [key for key in given if key not in Health.__struct_fields__]
+    if strange:
+        raise ValueError(f"{strange[0]} is none of {', '.join(Health.__struct_fields__)}")
     return {"health": msgspec.to_builtins(msgspec.convert(given, type=Health))}
 
 

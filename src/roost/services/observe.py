@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from roost.gateway.model import Seen, ServiceSeen
 from roost.ports.replicas import ServiceReport
+from roost.ports.seen import Seen, ServiceSeen
 from roost.ports.values import HostReport
 from roost.services.observation import Floats
 from roost.services.series import Series
@@ -24,6 +24,8 @@ TIMES_WANTED = 2000
 TIMES_LEAST = 50
 STARTS = 50
 PERIODS = 180
+SILENCE_S = 3.0
+"""Edges speak each second; one that did not for longer is not believed to have met all at once."""
 SILENT_S = 10.0
 """What an edge said of in-flight and held requests counts so long after its last word."""
 
@@ -53,6 +55,7 @@ class History:
     def __init__(self) -> None:
         self._tracks: dict[str, Track] = {}
         self._edges: dict[int, float] = {}
+        self._spoke: dict[int, float] = {}
         self._seen: dict[tuple[int, str], ServiceSeen] = {}
         self._reports: dict[tuple[str, str], ServiceReport] = {}
         self._heard_minutes = Series(MINUTES)
@@ -79,6 +82,10 @@ class History:
         if anew:
             for key in [key for key in self._seen if key[0] == seen.edge]:
                 del self._seen[key]
+        passed_s = seen.at_s - self._spoke.get(seen.edge, seen.at_s)
+        self._spoke[seen.edge] = seen.at_s
+        # What came while an edge could not speak is no burst of this second.
+        share = 1.0 / passed_s if passed_s > SILENCE_S else 1.0
         self._heard_seconds.add(int(seen.at_s), 1.0)
         self._heard_minutes.add(int(seen.at_s // 60), 1.0)
         for service in seen.services:
@@ -86,12 +93,12 @@ class History:
             zero = service if anew and not known else ServiceSeen(service_id=service.service_id)
             last = self._seen.get((seen.edge, service.service_id), zero)
             self._seen[seen.edge, service.service_id] = service
-            self._counted(seen, last, service)
+            self._counted(seen, last, service, share)
 
-    def _counted(self, seen: Seen, last: ServiceSeen, new: ServiceSeen) -> None:
+    def _counted(self, seen: Seen, last: ServiceSeen, new: ServiceSeen, share: float) -> None:
         track = self.track(new.service_id)
         second, minute = int(seen.at_s), int(seen.at_s // 60)
-        arrived = max(0, new.arrived - last.arrived)
+        arrived = max(0, new.arrived - last.arrived) * share
         track.seconds.add(second, arrived)
         track.minutes.add(minute, arrived)
         held = max(0, new.held_finished - last.held_finished)
