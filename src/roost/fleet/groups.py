@@ -262,7 +262,7 @@ class Groups:
     async def views(self, group: Group) -> tuple[MemberView, ...]:
         """All members that have not ended, with claim, use and odds, by id."""
         members = [s.value for s in await self.members.find(parent=group.id)]
-        claims = [await self._fleet.view(member.id) for member in members]
+        claims = await self._fleet.views_of(group.id, [member.id for member in members])
         found = [c.instance for c in claims if c is not None and c.instance is not None]
         uses = await self.uses([instance.id for instance in found])
         offers = [instance.offer for instance in found]
@@ -301,14 +301,17 @@ class Groups:
     async def _mark(self, name: str, release: frozenset[str], reason: str) -> None:
         """Note which hosts should go first."""
         group = await self.get(name)
+        chosen = set(release)
+        for host_id in release:
+            instance = await self._fleet.tables.instances.get(host_id)
+            if instance is not None:
+                chosen.add(instance.value.parent)
         for stored in await self.members.find(parent=group.id):
             member = stored.value
-            claim = await self._fleet.tables.claims.get(member.id)
-            host = "" if claim is None else claim.value.instance_id
-            chosen = bool(release) and (host in release or member.id in release)
-            if chosen == bool(member.release):
+            if (member.id in chosen) == bool(member.release):
                 continue
-            marked = msgspec.structs.replace(member, release=reason if chosen else "")
+            why = (reason or "named by the scaler") if member.id in chosen else ""
+            marked = msgspec.structs.replace(member, release=why)
             await self._store.commit([self.members.row(marked, stored)])
             self._wake(group.id)
 
