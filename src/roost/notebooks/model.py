@@ -129,6 +129,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def imports(self) -> tuple[str, ...]:
         """What a standby kernel should have imported."""
+        if self.kernel:  # it turns into another program
+            return ()
         recorded = self.checkpoint.imports if self.checkpoint else ()
         return tuple(dict.fromkeys((*self.image.imports, *recorded)))
 
