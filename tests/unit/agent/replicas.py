@@ -5,7 +5,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 200
 Server((os.environ["HOST"], int(os.environ["PORT"])), Handler).serve_forever()
 """
+
+OPENED = b"opened"
+"""An edge sends nothing before it hears so."""
 
 HEALTH = Health(path="/health", interval_s=0.1, timeout_s=2.0)
 
@@ -177,9 +179,7 @@ class Bench:
             unready=lambda: self.unready,
         )
         self.host = ReplicaHost(self.folder / "replicas", tools, self.balancer)
-        self._server = await asyncio.start_server(
-            partial(self.balancer.serve, "s-1"), "127.0.0.1", 0
-        )
+        self._server = await asyncio.start_server(self._open, "127.0.0.1", 0)
         await self.host.recover()
         running = asyncio.create_task(self.host.run())
         try:
@@ -192,12 +192,18 @@ class Bench:
             await self.host.close()
             self._server.close()
 
+    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OPENED)
+        await self.balancer.serve("s-1", reader, writer)
+
     def _beat(self) -> None:
         self.beats += 1
 
     async def client(self) -> Client:
         host, port = self._server.sockets[0].getsockname()[:2]
-        return Client(*await asyncio.open_connection(host, port))
+        client = Client(*await asyncio.open_connection(host, port))
+        assert await client.reader.readexactly(len(OPENED)) == OPENED
+        return client
 
     async def ask(self, path: str, **more: str) -> Answer:
         client = await self.client()

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,8 @@ from roost.adapters.drivers.process.limits import Groups, Trees
 from roost.agent.tree import TreeCache, capture_tree
 from roost.main.agent import free_port
 from roost.ports import jobs as formats
-from roost.ports.errors import Gone, Invalid, StaleEpoch
+from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
+from roost.ports.errors import Gone, Invalid, Never, Retry, StaleEpoch
 from roost.ports.jobs import JobFiles
 from roost.ports.replicas import Health, HostReplicas, ReplicaOrder, ReplicaSpec
 
@@ -317,3 +319,80 @@ async def test_leaving_ends_them_all(host: Bench) -> None:
         assert await host.processes.recover() == []
         with pytest.raises(Gone):
             await host.set(2, *orders("r-3"))
+
+
+class Containers:
+    """An engine as far as replicas see one: what it runs are processes."""
+
+    def __init__(self, inner: ProcessDriver) -> None:
+        self._inner = inner
+        self.orders: list[TaskOrder] = []
+        self.images = {"web:1"}
+        self.answers = True
+
+    async def start(self, order: TaskOrder) -> TaskHandle:
+        self._ask()
+        if order.image not in self.images:
+            raise Never(f"image {order.image} is not on this host")
+        self.orders.append(order)
+        argv = order.argv or (sys.executable, "-c", SERVER)
+        return await self._inner.start(msgspec.structs.replace(order, image="", argv=argv))
+
+    async def recover(self) -> list[TaskHandle]:
+        return await self._inner.recover()
+
+    async def stop(self, task_id: str, *, grace_s: float) -> None:
+        await self._inner.stop(task_id, grace_s=grace_s)
+
+    async def alive(self, task_id: str) -> bool:
+        return await self._inner.alive(task_id)
+
+    async def ended(self, task_id: str) -> int | None:
+        self._ask()
+        return await self._inner.ended(task_id)
+
+    async def usage(self, task_id: str) -> TaskUsage:
+        return await self._inner.usage(task_id)
+
+    async def logs(self, task_id: str, *, tail_bytes: int) -> str:
+        return await self._inner.logs(task_id, tail_bytes=tail_bytes)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        return ("vcpus", "memory_mib")
+
+    def _ask(self) -> None:
+        if not self.answers:
+            raise Retry("the engine does not answer")
+
+
+def image_of(name: str, **more: Any) -> ReplicaOrder:
+    given = ReplicaSpec(image=name, health=spec().health, stop_grace_s=2.0, **more)
+    return ReplicaOrder(replica_id="r-1", service_id="s-1", revision=1, spec=given)
+
+
+async def test_images_run_on_the_engine(host: Bench) -> None:
+    engine = Containers(ProcessDriver(host.folder / "containers", clock=SystemClock()))
+    host.containers = engine
+    async with host.agent(end=False):
+        await host.set(1, image_of("web:1", port=8080, vcpus=0.5, memory_mib=300.0))
+        await host.ready("r-1")
+        (order,) = engine.orders
+        # Its own fixed port leads to one of this host's, so that several fit on it.
+        assert (order.listens, order.address) == (8080, "127.0.0.1")
+        assert order.port not in (0, 8080)
+        assert (order.limits.vcpus, order.limits.memory_mib) == (0.5, 300.0)
+        assert (await host.ask("/")).text == "r-1"
+        engine.answers = False
+        await asyncio.sleep(1.5)
+        assert host.states() == {"r-1": "ready"}  # no news is no death
+        engine.answers = True
+        assert (await host.ask("/exit=4")).status == 502
+        await until(lambda: host.report("r-1").exit_code == 4)
+        await host.ready("r-1")
+        assert "asked to end" in await host.host.logs("r-1", 10_000)
+    async with host.agent():
+        assert (await host.ask("/")).text == "r-1"
+        await host.set(2, image_of("web:2"))
+        await until(lambda: "image web:2 is not on this host" in host.report("r-1").detail)
+        assert await engine.recover() == []
