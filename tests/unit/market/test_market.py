@@ -12,7 +12,7 @@ from roost.market.replay import event, recorded_gaps, recording
 from roost.market.service import PREFIX, Market
 from roost.market.survival import Hazard
 from roost.ports.errors import Invalid
-from roost.ports.values import Ask, Offer, PurchaseOption
+from roost.ports.values import Allocation, Ask, Offer, PurchaseOption
 
 BOTH = (PurchaseOption.SPOT, PurchaseOption.ON_DEMAND)
 
@@ -253,3 +253,21 @@ def test_the_ranking_over_arrays_is_the_advisors_to_the_last_bit(market, ask, li
         else:
             with pytest.raises(Invalid):
                 Market(catalogue).rank(ask, limit)
+
+
+def test_offers_are_ordered_as_the_allocation_says(market: Market) -> None:
+    ask = Ask(vcpus=4, memory_gib=16, clouds=("aws",))
+    cheap = market.rank(msgspec.structs.replace(ask, allocation=Allocation.LOWEST_PRICE), 10)
+    prices = [r.offer.price_usd_hour for r in cheap]
+    assert prices == sorted(prices)
+    assert prices[0] == min(o.price_usd_hour for o in market.catalogue.candidates(ask))
+    lasting = market.rank(msgspec.structs.replace(ask, allocation=Allocation.CAPACITY), 10)
+    odds = market.odds([r.offer for r in lasting], 24.0)
+    assert odds == sorted(odds, reverse=True)
+    assert odds[0] >= max(market.odds([r.offer for r in cheap], 24.0))
+    types = tuple(dict.fromkeys(r.offer.instance_type for r in reversed(cheap)))[:3]
+    wanted = msgspec.structs.replace(ask, instance_types=types, allocation=Allocation.PRIORITIZED)
+    ranked = [r.offer.instance_type for r in market.rank(wanted, 30)]
+    assert ranked[0] == types[0]
+    assert ranked == sorted(ranked, key=types.index)
+    assert market.odds([], 1.0) == []

@@ -84,6 +84,10 @@ ProtectNew = Annotated[
 ]
 
 
+Rebalance = Annotated[
+    bool | None,
+    typer.Option("--rebalance/--no-rebalance", help="Follow a cloud's advice to leave a host."),
+]
 FIELDS = {
     "least": "min",
     "most": "max",
@@ -105,6 +109,7 @@ FIELDS = {
     "spares": "spares",
     "drain": "drain_s",
     "protect_new": "protect_new",
+    "rebalance": "rebalance",
 }
 """Options and the fields of the body they fill."""
 WARM = {"warm": "size", "warm_state": "state", "warm_reuse": "reuse"}
@@ -204,6 +209,7 @@ def create(
     budget: Budgets = None,
     drain: Drain = None,
     protect_new: ProtectNew = None,
+    rebalance: Rebalance = None,
     json: JsonOption = False,
 ) -> None:
     """Make a group of hosts."""
@@ -247,6 +253,7 @@ def set_(
     budget: Budgets = None,
     drain: Drain = None,
     protect_new: ProtectNew = None,
+    rebalance: Rebalance = None,
     json: JsonOption = False,
 ) -> None:
     """Change a group; hosts that run stay as they are until a refresh."""
