@@ -5,7 +5,6 @@ from collections.abc import Callable
 from roost.adapters.replicas import LinkedReplicas
 from roost.fleet.group_model import PREFIX as GROUP
 from roost.fleet.groups import Groups
-from roost.gateway.model import Seen
 from roost.gateway.service import GatewayService
 from roost.gateway.service_routes import EdgeEvents, ServiceRoutes
 from roost.kit.ids import Ids
@@ -13,6 +12,7 @@ from roost.kit.queue import KeyedQueue
 from roost.ports.blobs import Blobs
 from roost.ports.clock import Clock
 from roost.ports.link import Links
+from roost.ports.seen import Seen
 from roost.ports.store import Store
 from roost.services.controller import ServiceController
 from roost.services.ledger import Ledger
