@@ -54,6 +54,8 @@ class ServiceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policies: tuple[dict[str, Any], ...] | UnsetType = UNSET
     """``{"type": "target", "metric": "cpu", "target": 60}`` …; empty = predictive."""
     rollout: RolloutBody | UnsetType = UNSET
+    where: dict[str, Any] | UnsetType = UNSET
+    """``{"spread": [{"by": "zone", "share": 0.5}], "affinity": [{"service": "db"}]}`` …"""
     hosts: tuple[str, ...] | UnsetType = UNSET
     """More host names."""
     strip: bool | UnsetType = UNSET
@@ -94,6 +96,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     leaving: str
     """Why it has to leave its host; empty = it need not."""
+    where: str = ""
+    """Why on this host."""
     created_s: float
     ready_s: float | None
     restarts: int

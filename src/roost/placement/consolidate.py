@@ -28,7 +28,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     """The saving is at least so many times the cost."""
     horizon_h: float = 24.0
     """A host is not believed to stay open for longer than this."""
-    below: float = 0.5
+    below: float = 0.8
     """Only hosts of which less than this is in use, by their scarcest resource."""
     young_s: float = 300.0
     """A host younger than this (one boot) is left alone."""

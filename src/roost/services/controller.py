@@ -11,6 +11,7 @@ from roost.fleet.group_model import HostUse
 from roost.gateway.model import HostMember
 from roost.gateway.service_routes import ServiceRoutes
 from roost.kit.ids import Ids
+from roost.placement.model import Choice
 from roost.ports.clock import Clock
 from roost.ports.errors import Gone, Invalid, Retry, RoostError, StaleEpoch
 from roost.ports.link import Links
@@ -20,7 +21,7 @@ from roost.ports.values import HostReport
 from roost.services import machine, rollout
 from roost.services.ledger import Ledger
 from roost.services.model import Pool, Pools, Replica, ReplicaState, Service, ServiceState
-from roost.services.placing import place
+from roost.services.placing import assign, told
 from roost.services.service import ServiceService
 
 WATCH_S = 1.0
@@ -63,6 +64,8 @@ class ServiceController:
         self._silent_since: dict[str, float] = {}
         self._pointed: dict[str, object] = {}
         self._told: dict[str, HostReplicas] = {}
+        self._waits: dict[str, str] = {}
+        """Why replicas have no host yet, by their id."""
 
     # --- keys --------------------------------------------------------------------------------------
 
@@ -127,6 +130,7 @@ class ServiceController:
                 report=_of(reports.get(replica.host_id), replica.id),
                 host=hosts.get(replica.host_id),
                 silent_s=self._silent_s(replica.host_id),
+                waits=self._waits.get(replica.id, "") if replica.state is R.WANTED else "",
             )
             for replica in replicas
         )
@@ -226,24 +230,36 @@ class ServiceController:
         if not any(r.state is R.WANTED for r in self._ledger.of(service.id)):
             return
         async with self._placing:
-            mine = self._ledger.of(service.id)
-            waiting = [r for r in mine if r.state is R.WANTED]
-            used = {h.host_id: self._ledger.used(h.host_id) for h in pool.hosts}
-            crowd: dict[str, int] = {}
-            for replica in mine:
-                if replica.host_id:
-                    crowd[replica.host_id] = crowd.get(replica.host_id, 0) + 1
-            found = place(waiting, pool.hosts, used, crowd)
+            waiting = [r for r in self._ledger.of(service.id) if r.state is R.WANTED]
+            found = await self._choose(service, waiting, pool)
             now_s = self._clock.now_s()
-            placed = [machine.place(r, found[r.id], now_s) for r in waiting if r.id in found]
+            placed = [
+                machine.place(r, choice.host, now_s, choice.reason)
+                for r in waiting
+                if (choice := found[r.id]).host is not None
+            ]
             lines = [
-                self._line(service.id, "ReplicaPlaced", f"{r.id} on {r.host_id}: {r.reason}")
+                self._line(
+                    service.id, "ReplicaPlaced", f"{r.id} on {r.host_id}: {r.reason}; {r.where}"
+                )
                 for r in placed
             ]
+            self._waits = {k: v for k, v in self._waits.items() if self._ledger.get(k)}
+            self._waits |= told(found)
             if placed:
                 await self._ledger.commit(placed, [], lines)
         if len(placed) < len(waiting):
             self._short(service.wish.group)
+
+    async def _choose(
+        self, service: Service, waiting: Sequence[Replica], pool: Pool
+    ) -> Mapping[str, Choice]:
+        """Where each would go; what other services have on the same hosts is in the way."""
+        everyone = await self._service.list_all()
+        known = {s.id for s in everyone}
+        services = [*everyone, *([service] if service.id not in known else [])]
+        standing = [r for h in pool.hosts if h.host_id for r in self._ledger.on(h.host_id)]
+        return assign(services, [*standing, *waiting], pool)
 
     async def _point(self, service: Service, pool: Pool) -> None:
         """Send requests to the hosts that serve; with none, hold them."""

@@ -151,9 +151,11 @@ def _kept(revisions: tuple[Revision, ...], service: Service) -> tuple[Revision, 
 # --- replicas ---------------------------------------------------------------------------------------
 
 
-def place(replica: Replica, host_id: str, now_s: float) -> Replica:
+def place(replica: Replica, host_id: str, now_s: float, why: str = "") -> Replica:
     """It shall run on this host."""
-    return msgspec.structs.replace(replica, state=R.STARTING, host_id=host_id, placed_s=now_s)
+    return msgspec.structs.replace(
+        replica, state=R.STARTING, host_id=host_id, placed_s=now_s, where=why
+    )
 
 
 def observe(replica: Replica, report: ReplicaReport, now_s: float) -> Replica:

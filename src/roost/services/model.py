@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from roost.fleet.group_model import DEFAULT_GROUP, GroupHost
+from roost.placement.model import Affinity, Spread
 from roost.ports.replicas import ReplicaSpec
 from roost.ports.store import DEFAULT_TENANT
 from roost.scaling.policies import Policy
@@ -92,6 +93,22 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """What one request takes, as its owner says; used until enough were measured."""
 
 
+class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On which hosts of its group replicas may run, beside those that have room."""
+
+    spread: tuple[Spread, ...] = ()
+    """Empty = at most half on one host and half in one pool, as far as there are others."""
+    affinity: tuple[Affinity, ...] = ()
+    """Services by name."""
+    regions: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    min_survival: float = 0.0
+    """Only hosts that last the next hour with this probability."""
+    loss: float = 0.5
+    """What losing a replica costs: 0 = nothing, it may stand where it is likely to go; 1 = much."""
+
+
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """All that a person says of a service, besides its name."""
 
@@ -104,6 +121,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Empty = predictive."""
     rollout: Rollout = Rollout()
     endpoint: Endpoint = Endpoint()
+    where: Where = Where()
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +212,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     host_id: str = ""
     reason: str = ""
     """Why there is this one."""
+    where: str = ""
+    """Why on this host."""
     created_s: float = 0.0
     placed_s: float | None = None
     ready_s: float | None = None

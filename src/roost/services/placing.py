@@ -1,39 +1,193 @@
-"""Which host gets a replica. Pure.
+"""Which host gets a replica, which hosts can be given back: services in the words of ``placement``. Pure.
 
-Replicas of one service on different hosts as far as there are several, then the fullest host that has
-a free slot, so that hosts become empty and can be given back.
+Replicas that wait go where they fit: slots, CPU, memory and GPUs of the host, the service's own wishes, not
+too many of one revision on one host or in one pool. A host is given back only where what is on it and still
+wanted fits elsewhere, tried with the same scheduler on a copy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from roost.fleet.group_model import GroupHost, HostState
-from roost.services.model import Replica
+import msgspec
+
+from roost.fleet.group_model import GroupHost, HostState, Protection
+from roost.placement.grow import Kind, grow
+from roost.placement.hosts import Hosts
+from roost.placement.leaving import Release, release
+from roost.placement.model import Affinity, Ask, By, Choice, HostFacts, Spread
+from roost.placement.place import place_many
+from roost.services.model import Pool, Replica, ReplicaState, Service
+
+R = ReplicaState
+
+SPREAD = (
+    Spread(by=By.HOST, share=0.5, strict=False),
+    Spread(by=By.POOL, share=0.5, strict=False),
+)
+"""Of a service that says nothing else: half of its replicas at most die with one host or one pool."""
 
 
-def place(
-    replicas: Sequence[Replica],
-    hosts: Sequence[GroupHost],
-    used: Mapping[str, int],
-    crowd: Mapping[str, int],
-) -> dict[str, str]:
-    """Replica id -> host id; who finds no room is left out.
+def assign(
+    services: Sequence[Service], replicas: Iterable[Replica], pool: Pool
+) -> dict[str, Choice]:
+    """A choice for each replica that waits, by its id; those of the group that have a host are in the way.
 
-    ``used`` slots per host, ``crowd`` replicas of the same service per host. Only connected hosts that
-    stay get anything.
+    ``services``: all of the group; ``replicas``: all of theirs.
     """
-    free = {h.host_id: h.slots - used.get(h.host_id, 0) for h in hosts if _open(h)}
-    mine = dict(crowd)
-    found: dict[str, str] = {}
+    known = {s.id: s for s in services}
+    live = [r for r in replicas if r.service_id in known]
+    hosts = standing(services, live, pool)
+    waiting = [r for r in live if r.state is R.WANTED]
+    asks = _asks(services, waiting)
+    made = place_many(asks, hosts, containers=[r.id for r in waiting])
+    return {choice.container: choice for choice in made}
+
+
+def releasable(
+    services: Sequence[Service], replicas: Iterable[Replica], pool: Pool, leaving: Sequence[str]
+) -> Release:
+    """Which of these hosts can go: what is no longer wanted goes with them, the rest fits elsewhere."""
+    hosts = standing(services, replicas, pool)
+    for service in services:
+        here = [p for p in hosts.containers.values() if p.ask.service == service.id and p.counts]
+        over = max(0, len(here) - service.wanted())
+        doomed = [p for p in here if hosts.facts[p.host].id in leaving]
+        for placed in (doomed + [p for p in here if p not in doomed])[:over]:
+            hosts.take(placed.id)
+    for name in leaving:
+        hosts.set_takes(hosts.row(name), False)
+    return release(hosts, len(leaving), among=leaving)
+
+
+def missing(services: Sequence[Service], replicas: Iterable[Replica], pool: Pool) -> int:
+    """How many more hosts it takes until every replica that waits has a place, on booting hosts too."""
+    waiting = [r for r in replicas if r.state is R.WANTED]
+    hosts = standing(services, replicas, pool, booting=True)
+    kinds = [Kind(facts=_template(pool))]
+    return sum(grow(_asks(services, waiting), hosts, kinds).launch.values())
+
+
+def slots(services: Sequence[Service], pool: Pool) -> int:
+    """Replicas a host really takes: fewer than its slots where they are large."""
+    specs = [s.current.spec for s in services if s.wanted() > 0]
+    limits = ((pool.vcpus, "vcpus"), (pool.memory_mib, "memory_mib"), (pool.gpus, "gpus"))
+    largest = {name: max((getattr(s, name) for s in specs), default=0.0) for _, name in limits}
+    if all(not pool.vcpus or pool.slots * largest[name] <= have for have, name in limits):
+        return pool.slots
+    asks = [ask_of(s, s.revision) for s in services for _ in range(max(0, s.wanted()))]
+    alone = [msgspec.structs.replace(ask, spread=(), affinity=()) for ask in asks]
+    found = grow(alone, Hosts(), [Kind(facts=_template(pool))])
+    placed = len(asks) - len(found.unplaced)
+    count = sum(found.launch.values())
+    return max(1, min(pool.slots, placed // count)) if count else pool.slots
+
+
+def standing(
+    services: Sequence[Service],
+    replicas: Iterable[Replica],
+    pool: Pool,
+    *,
+    booting: bool = False,
+) -> Hosts:
+    """The hosts of a group with what is on them; with ``booting``, those that come take replicas too."""
+    known = {s.id: s for s in services}
+    asks: dict[tuple[str, int], Ask] = {}
+    hosts = Hosts(_facts(h, pool, booting) for h in pool.hosts if h.host_id or booting)
     for replica in replicas:
-        fitting = [host_id for host_id, slots in free.items() if slots > 0]
-        if not fitting:
-            break
-        host_id = min(fitting, key=lambda h: (mine.get(h, 0), free[h], h))
-        found[replica.id] = host_id
-        free[host_id] -= 1
-        mine[host_id] = mine.get(host_id, 0) + 1
-    return found
+        service = known.get(replica.service_id)
+        row = hosts.index.get(replica.host_id)
+        if service is None or row is None:
+            continue
+        key = (service.id, replica.revision)
+        if key not in asks:
+            asks[key] = ask_of(service, replica.revision, known.values())
+        stays = replica.state is not R.DRAINING and not hosts.facts[row].why_not
+        since_s = replica.placed_s or replica.created_s
+        hosts.put(asks[key], row, replica.id, since_s=since_s, counts=stays)
+    return hosts
 
 
-def _open(host: GroupHost) -> bool:
-    return bool(host.host_id) and host.state is HostState.READY and host.connected
+def ask_of(service: Service, revision: int, services: Iterable[Service] = ()) -> Ask:
+    """One replica of a revision. Companions are named by their service's name, and counted by its id."""
+    spec = (service.numbered(revision) or service.current).spec
+    where = service.wish.where
+    ids = {s.name: s.id for s in services}
+    return Ask(
+        service=service.id,
+        peers=f"{service.id} revision {revision}",
+        vcpus=spec.vcpus,
+        memory_mib=spec.memory_mib,
+        gpus=spec.gpus,
+        wanted=max(1, service.wanted()),
+        spread=where.spread or SPREAD,
+        affinity=tuple(
+            Affinity(
+                service=ids.get(rule.service, rule.service),
+                by=rule.by,
+                apart=rule.apart,
+                strict=rule.strict,
+            )
+            for rule in where.affinity
+        ),
+        regions=where.regions,
+        zones=where.zones,
+        pools=where.pools,
+        min_survival=where.min_survival,
+        loss=where.loss,
+    )
+
+
+def _asks(services: Sequence[Service], waiting: Sequence[Replica]) -> list[Ask]:
+    known = {s.id: s for s in services}
+    made: dict[tuple[str, int], Ask] = {}
+    for replica in waiting:
+        key = (replica.service_id, replica.revision)
+        if key not in made:
+            made[key] = ask_of(known[replica.service_id], replica.revision, services)
+    return [made[r.service_id, r.revision] for r in waiting]
+
+
+def _facts(host: GroupHost, pool: Pool, booting: bool) -> HostFacts:
+    offer, ready = host.offer, host.state is HostState.READY and host.connected
+    leaves = host.state in (HostState.NOTICED, HostState.DRAINING)
+    comes = booting and host.state is HostState.BOOTING
+    has = _template(pool)
+    if offer is not None:
+        size = offer.resources
+        has = msgspec.structs.replace(
+            has,
+            vcpus=size.vcpus,
+            memory_mib=size.memory_gib * 1024,
+            gpus=int(size.gpus),
+            provider=offer.provider,
+            region=offer.region,
+            zone=offer.zone or offer.region,
+            pool=offer.key,
+            price_usd_hour=offer.price_usd_hour,
+        )
+    return msgspec.structs.replace(
+        has,
+        id=host.host_id or host.member_id,
+        slots=host.slots,
+        takes=ready or comes,
+        why_not=(host.reason or str(host.state)) if leaves else "",
+        survival=host.survival,
+        launched_s=host.created_s,
+        protected=host.protection is not Protection.NONE,
+    )
+
+
+def _template(pool: Pool) -> HostFacts:
+    """A host of the group as it comes; what the group does not say is no bound."""
+    return HostFacts(
+        id="new",
+        vcpus=pool.vcpus or float("inf"),
+        memory_mib=pool.memory_mib or float("inf"),
+        gpus=int(pool.gpus),
+        slots=pool.slots,
+        group=pool.id,
+    )
+
+
+def told(choices: Mapping[str, Choice]) -> dict[str, str]:
+    """Why each of those without a host waits, by replica id."""
+    return {id_: c.reason for id_, c in choices.items() if c.host is None}

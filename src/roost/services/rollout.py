@@ -33,6 +33,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """None = it has none yet, or its host is gone."""
     silent_s: float = 0.0
     """How long its host has not been connected."""
+    waits: str = ""
+    """Why it has no host yet."""
 
     @property
     def lost(self) -> str:

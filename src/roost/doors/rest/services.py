@@ -23,7 +23,7 @@ from roost.ports.errors import Gone, Invalid
 from roost.ports.replicas import ReplicaSpec
 from roost.scaling.policies import Policy
 from roost.services.controller import ServiceController
-from roost.services.model import ReplicaState, Service, Wish
+from roost.services.model import ReplicaState, Service, Where, Wish
 from roost.services.rollout import Facts
 from roost.services.scaler import Scaler
 from roost.services.service import ServiceService
@@ -153,6 +153,7 @@ class ServiceDoor:
             endpoint=_with(base.endpoint, ends),
             rollout=_with(base.rollout, rules),
             policies=policies,
+            where=base.where if body.where is UNSET else where_of(body.where),
             **{k: v for k, v in top.items() if v is not UNSET},
         )
 
@@ -182,6 +183,17 @@ def policies_of(raw: tuple[dict[str, Any], ...]) -> tuple[Policy, ...]:
                 hint='for example {"type": "target", "metric": "cpu", "target": 60}',
             ) from error
     return tuple(found)
+
+
+def where_of(raw: dict[str, Any]) -> Where:
+    """Rules of placement as typed values. ``Invalid`` says what is wrong."""
+    try:
+        return msgspec.convert(raw, type=Where, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid(
+            f"where is not understood: {error}",
+            hint='for example {"spread": [{"by": "zone", "share": 0.5}]}',
+        ) from error
 
 
 def service_view(
@@ -237,7 +249,8 @@ def replica_view(facts: Facts) -> ReplicaView:
         state=str(replica.state),
         host_id=replica.host_id,
         reason=replica.reason,
-        detail=report.detail if report else "",
+        detail=report.detail if report else facts.waits,
+        where=replica.where,
         leaving=facts.outgoing,
         created_s=replica.created_s,
         ready_s=replica.ready_s,
