@@ -57,7 +57,7 @@ COMMANDS: Table = {
     "cost": ("roost.doors.cli.system:cost", "The bill by the second."),
     "env": ("roost.doors.cli.system:env", "What a shell needs to talk to Roost."),
     "capture": ("roost.doors.cli.capture:capture", "Tell a kernel of a notice: all is kept."),
-    "simulate": ("roost.main.simulate:command", "Run the real controllers against faults."),
+    "simulate": ("roost.main.simulate:app", "Run the real controllers against faults."),
     "demo": ("roost.main.demo:demo", "The main job, end to end, on this machine."),
 }
 GATEWAY = "gateway"

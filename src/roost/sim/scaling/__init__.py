@@ -1,1 +1,1 @@
-"""The two-level scaling simulator: recorded load, hosts that boot, containers that start, policies, an oracle."""
+"""Scaling on two levels, simulated: recorded load, hosts that boot, containers that start, an oracle."""

@@ -1,8 +1,8 @@
 """Hosts that boot, containers that start on them, drains and losses: the machinery under every policy.
 
-What a policy asks for is carried out as the control plane would: containers go to the fullest host with a free
-slot, a host that leaves keeps its containers until their replacements are ready, cost runs from launch to the
-end of the last request. Never decides how many of anything there shall be.
+What a policy asks for is carried out as the control plane would: containers go to the fullest host with a
+free slot, a host that leaves keeps its containers until their replacements are ready, cost runs from launch
+to the end of the last request. Never decides how many of anything there shall be.
 """
 
 from collections.abc import Sequence
@@ -162,7 +162,7 @@ class Pool:
             self.hosts.append(Host(next(self._ids), now_s, now_s + boot_s))
             self.launched_s.append(now_s)
         if len(staying) > wanted:
-            order = {id: place for place, id in enumerate(release)}
+            order = {named: place for place, named in enumerate(release)}
             staying.sort(key=lambda host: (order.get(host.id, len(order)), _release(host, now_s)))
             for host in staying[: len(staying) - wanted]:
                 host.leaving_s = now_s

@@ -154,7 +154,8 @@ class Queue:
         heap += [now_s] * (self.slots - len(heap))
         for at in opening:
             heap += [max(at, now_s)] * wide
-        ends, begun = heap, []
+        ends = heap
+        begun: list[float] = []
         if heap:
             heapify(heap)
             begin = begun.append

@@ -30,7 +30,7 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Load:
-    """One service and all its requests. Arrays by request; ``minutes`` has history and future, NaN = unknown."""
+    """One service and all its requests; ``minutes`` has history and future, NaN = unknown."""
 
     name: str
     mean_s: float
@@ -174,7 +174,7 @@ def _counted(kind: Kind, folder: Path, end_s: float, random: np.random.Generator
 
 
 def _steps(series: Series, begin_s: float, until_s: float) -> int:
-    return int(round((until_s - begin_s) / series.step_s))
+    return round((until_s - begin_s) / series.step_s)
 
 
 def _service_times(kind: Kind, folder: Path, size: int, random: np.random.Generator) -> Floats:
@@ -186,7 +186,7 @@ def _service_times(kind: Kind, folder: Path, size: int, random: np.random.Genera
 
 
 def _history(counts: Floats, step_s: float, begin_s: float, at_s: Floats, end_s: float) -> Floats:
-    """Arrivals by minute of the axis: what was recorded, and from the first played request on what is played."""
+    """Arrivals by minute of the axis: what was recorded, then, from where requests are played, those."""
     minutes = np.full(int(end_s / MINUTE_S), np.nan)
     per_minute = int(MINUTE_S / step_s)
     whole = counts[: len(counts) // per_minute * per_minute].reshape(-1, per_minute).sum(axis=1)

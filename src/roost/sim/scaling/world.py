@@ -5,6 +5,7 @@ every step of its period, and at once when a request finds a service at zero.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -301,12 +302,12 @@ def _tracks(scenario: Scenario, pool: Pool, queues: list[Queue], ready_track: np
     )
 
 
-def _percentile(queue: Queue, edges: Floats) -> Floats:
+def _percentile(queue: Queue, edges: np.ndarray) -> Floats:
     """The 99th percentile of the response times of each five minutes, repeated for its minutes."""
     size = len(edges) - 1
     found = np.full(size, np.nan)
     places = np.searchsorted(queue.at_s, edges[::5])
-    for number, (first, last) in enumerate(zip(places[:-1], places[1:], strict=True)):
+    for number, (first, last) in enumerate(pairwise(places)):
         if last > first:
             found[number * 5 : number * 5 + 5] = np.quantile(queue.response_s[first:last], 0.99)
     return found

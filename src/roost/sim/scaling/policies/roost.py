@@ -1,4 +1,4 @@
-"""Roost's own policy: ``services.plan.decide``, called as the controller calls it. Nothing is decided here."""
+"""Roost's own policy: ``services.plan.decide``, called as the controller calls it. Decides nothing itself."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ class Roost:
         group = plan.groups[GROUP]
         self._group = group.memory
         replicas = [plan.services[name].replicas for name in names]
-        return Want(replicas, group.hosts, tuple(int(id) for id in group.release))
+        return Want(replicas, group.hosts, tuple(map(int, group.release)))
 
     def _service(self, name: str, seen: ServiceView, view: View) -> ServiceState:
         load = seen.load
