@@ -132,15 +132,24 @@ class Control:
         )
         self._wire_groups()
         self._wire_jobs()
+        self._wire_services()
+        self.metering = MeteringService(self.store, self.clock, self.providers)
+        self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
+        self.sessions = KeyedQueue(
+            self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
+        )
+        self._asides: set[asyncio.Task[None]] = set()
+
+    def _wire_services(self) -> None:
         self.serving = ServiceRooms(
             store=self.store,
             clock=self.clock,
             ids=self.ids,
-            blobs=LocalBlobs(state.blobs),
+            blobs=LocalBlobs(self.state.blobs),
             links=self.links,
             gateway=self.gateway,
             groups=self.groups,
-            period_s=settings(str(state.root)).scale_period_s,
+            period_s=settings(str(self.state.root)).scale_period_s,
             failed=self._failed,
             aside=lambda key: self._aside(self.serving.awaited(key)),
         )
@@ -151,12 +160,6 @@ class Control:
             services=self.serving.service,
             ledger=self.serving.ledger,
         )
-        self.metering = MeteringService(self.store, self.clock, self.providers)
-        self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
-        self.sessions = KeyedQueue(
-            self.notebook_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
-        )
-        self._asides: set[asyncio.Task[None]] = set()
 
     def _wire_groups(self) -> None:
         self.groups = Groups(
