@@ -59,6 +59,11 @@ def _spec(spec: ReplicaSpec) -> None:
         )
     if not 0 <= spec.gpus <= 1024:
         raise Invalid(f"{spec.gpus:g} GPUs are no number of GPUs", hint="0 or more")
+    if spec.gpus > 1 and spec.gpus != int(spec.gpus):
+        raise Invalid(
+            f"{spec.gpus:g} GPUs are no number of GPUs",
+            hint="whole ones, or a share below 1 of one",
+        )
     if not 0 <= spec.port <= 65_535:
         raise Invalid(f"port {spec.port} is none", hint="1 to 65535, or 0: the variable PORT says")
     if not 0 <= spec.concurrency <= 1_000_000:

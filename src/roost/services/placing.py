@@ -12,7 +12,7 @@ import msgspec
 from roost.fleet.group_model import GroupHost, HostState, Protection
 from roost.placement.grow import Kind, grow
 from roost.placement.hosts import Hosts
-from roost.placement.leaving import Release, release
+from roost.placement.leaving import release
 from roost.placement.model import Affinity, Ask, By, Choice, HostFacts, Spread
 from roost.placement.place import place_many
 from roost.services.model import Pool, Replica, ReplicaState, Service
@@ -44,8 +44,11 @@ def assign(
 
 def releasable(
     services: Sequence[Service], replicas: Iterable[Replica], pool: Pool, leaving: Sequence[str]
-) -> Release:
-    """Which of these hosts can go: what is no longer wanted goes with them, the rest fits elsewhere."""
+) -> tuple[list[str], str]:
+    """Which of these hosts can go, and why others cannot.
+
+    What is no longer wanted goes with its host, the rest must fit on hosts that stay.
+    """
     hosts = standing(services, replicas, pool)
     for service in services:
         here = [p for p in hosts.containers.values() if p.ask.service == service.id and p.counts]
@@ -54,16 +57,35 @@ def releasable(
         for placed in (doomed + [p for p in here if p not in doomed])[:over]:
             hosts.take(placed.id)
     for name in leaving:
-        hosts.set_takes(hosts.row(name), False)
-    return release(hosts, len(leaving), among=leaving)
+        for placed in [p for p in hosts.on[hosts.row(name)].values() if not p.counts]:
+            hosts.take(placed.id)  # drained already
+    found = release(hosts, len(leaving), among=leaving)
+    gone = {one.host for one in found.hosts}
+    why = "; ".join(f"{one.host} stays: {one.reason}" for one in found.kept[:3])
+    return [name for name in leaving if name in gone], why
 
 
 def missing(services: Sequence[Service], replicas: Iterable[Replica], pool: Pool) -> int:
-    """How many more hosts it takes until every replica that waits has a place, on booting hosts too."""
+    """How many more hosts it takes until there is room for every replica that waits, on booting ones too.
+
+    Where a new host will stand is not for services to say: rules of zones, regions and pools ask for none.
+    """
     waiting = [r for r in replicas if r.state is R.WANTED]
     hosts = standing(services, replicas, pool, booting=True)
-    kinds = [Kind(facts=_template(pool))]
-    return sum(grow(_asks(services, waiting), hosts, kinds).launch.values())
+    asks = [_anywhere(ask) for ask in _asks(services, waiting)]
+    return sum(grow(asks, hosts, [Kind(facts=_template(pool))]).launch.values())
+
+
+def _anywhere(ask: Ask) -> Ask:
+    return msgspec.structs.replace(
+        ask,
+        spread=tuple(r for r in ask.spread if r.by is By.HOST),
+        affinity=tuple(r for r in ask.affinity if r.by is By.HOST and r.apart),
+        regions=(),
+        zones=(),
+        pools=(),
+        min_survival=0.0,
+    )
 
 
 def slots(services: Sequence[Service], pool: Pool) -> int:
@@ -74,8 +96,7 @@ def slots(services: Sequence[Service], pool: Pool) -> int:
     if all(not pool.vcpus or pool.slots * largest[name] <= have for have, name in limits):
         return pool.slots
     asks = [ask_of(s, s.revision) for s in services for _ in range(max(0, s.wanted()))]
-    alone = [msgspec.structs.replace(ask, spread=(), affinity=()) for ask in asks]
-    found = grow(alone, Hosts(), [Kind(facts=_template(pool))])
+    found = grow([_anywhere(ask) for ask in asks], Hosts(), [Kind(facts=_template(pool))])
     placed = len(asks) - len(found.unplaced)
     count = sum(found.launch.values())
     return max(1, min(pool.slots, placed // count)) if count else pool.slots
@@ -91,7 +112,7 @@ def standing(
     """The hosts of a group with what is on them; with ``booting``, those that come take replicas too."""
     known = {s.id: s for s in services}
     asks: dict[tuple[str, int], Ask] = {}
-    hosts = Hosts(_facts(h, pool, booting) for h in pool.hosts if h.host_id or booting)
+    hosts = Hosts(_facts(h, pool, booting) for h in pool.hosts if h.host_id or h.member_id)
     for replica in replicas:
         service = known.get(replica.service_id)
         row = hosts.index.get(replica.host_id)

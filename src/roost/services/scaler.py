@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from roost.fleet.group_model import GroupHost, HostState, Protection
+from roost.fleet.group_model import HostState, Protection
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, RoostError
 from roost.ports.link import Links
 from roost.ports.store import Row, Store, Stored, Table
 from roost.services import observation as seen
+from roost.services import placing
 from roost.services.ledger import Ledger
 from roost.services.model import Pool, Pools, Replica, ReplicaState, Service, ServiceState
 from roost.services.observe import History
@@ -133,7 +134,7 @@ class Scaler:
             now_s=now_s,
             period_s=self._period_s,
             services=tuple(self._state(s, now_s, memories) for s in services),
-            groups=tuple(self._group(p, now_s, memories) for p in pools.values()),
+            groups=tuple(self._group(p, services, now_s, memories) for p in pools.values()),
         )
         plan = await asyncio.to_thread(self._decide, observation)
         await self._remember(plan)
@@ -164,32 +165,21 @@ class Scaler:
         """Hosts for a group: as decided, and never fewer than its replicas need right now."""
         stay = [h for h in pool.hosts if h.state in (HostState.BOOTING, HostState.READY)]
         decided = self._hosts.get(pool.id, len(stay))
-        waiting = await self._waiting(pool.id)
-        least = self._least(pool, stay, waiting)
+        services = [s for s in await self._service.list_all() if s.wish.group == pool.id]
+        replicas = [r for s in services for r in self._ledger.of(s.id)]
+        waiting = _count(replicas, R.WANTED)
+        least = len(stay) + placing.missing(services, replicas, pool) if waiting else 0
         hosts = max(pool.min, min(pool.max, max(decided, least)))
         if least > decided:
             reason = f"{reason}; {waiting} replicas wait for a place, {least} hosts hold all"
-        spare = max(0, len(stay) - hosts)
         movable = {h.host_id for h in stay if h.protection is Protection.NONE}
-        leaving = [host_id for host_id in release if host_id in movable][:spare]
+        leaving = [host_id for host_id in release if host_id in movable]
+        leaving = leaving[: max(0, len(stay) - hosts)]
+        if leaving:
+            leaving, why = placing.releasable(services, replicas, pool, leaving)
+            hosts = max(hosts, len(stay) - len(leaving))
+            reason = f"{reason}; {why}" if why else reason
         await self._pools.want(pool.id, hosts, reason, leaving)
-
-    def _least(self, pool: Pool, stay: Sequence[GroupHost], waiting: int) -> int:
-        """The fewest hosts that hold what runs on hosts that stay and what waits."""
-        free = sum(max(0, h.slots - self._ledger.used(h.host_id)) for h in stay)
-        if waiting > free:
-            return len(stay) + -(-(waiting - free) // pool.slots)
-        if not waiting:
-            return 0
-        return len(stay)
-
-    async def _waiting(self, group: str) -> int:
-        count = 0
-        for service in await self._service.list_all():
-            if service.wish.group == group:
-                mine = self._ledger.of(service.id)
-                count += sum(1 for r in mine if r.state is R.WANTED)
-        return count
 
     # --- what is seen --------------------------------------------------------------------------------
 
@@ -276,7 +266,13 @@ class Scaler:
         if len(self._counted) > 20_000:
             self._counted = {k: v for k, v in self._counted.items() if self._ledger.get(k)}
 
-    def _group(self, pool: Pool, now_s: float, memories: Mapping[str, bytes]) -> seen.GroupState:
+    def _group(
+        self,
+        pool: Pool,
+        services: Sequence[Service],
+        now_s: float,
+        memories: Mapping[str, bytes],
+    ) -> seen.GroupState:
         boots = self._boots.setdefault(pool.id, {})
         for host in pool.hosts:
             if host.ready_s is not None and host.host_id:
@@ -287,7 +283,7 @@ class Scaler:
         known = len(ordered) >= 1
         return seen.GroupState(
             id=pool.id,
-            slots=pool.slots,
+            slots=placing.slots([s for s in services if s.wish.group == pool.id], pool),
             hosts=tuple(
                 seen.HostState(
                     id=host.host_id or host.member_id,
