@@ -162,7 +162,7 @@ def test_a_host_goes_when_what_is_still_wanted_fits_elsewhere() -> None:
     assert releasable([web], mine, hosts, ["h3", "h2"]) == (["h3", "h2"], "")
     full = service(wanted=6)
     gone, why = releasable([full], replicas(full, *["h1"] * 4, "h2", "h3"), hosts, ["h3", "h2"])
-    assert gone == ["h3"] and why.startswith("h2 stays: web-")
+    assert gone == ["h2"] and why.startswith("h3 stays: web-")
     assert "fits nowhere else" in why
 
 
