@@ -422,7 +422,7 @@ class Control:
         )
         server = uvicorn.Server(config)
         loop = asyncio.get_running_loop()
-        rooms = (self.serving.scaler.run(), self.usage.run())
+        rooms = (self.serving.run(), self.usage.run())
         loops = (self.resync(), self.follow_market(), *rooms)
         background = [loop.create_task(one) for one in loops]
         try:

@@ -1,5 +1,7 @@
 """The room ``services`` with everything it needs, wired for ``main.control``."""
 
+import asyncio
+import logging
 from collections.abc import Callable
 
 from roost.adapters.replicas import LinkedReplicas
@@ -11,9 +13,11 @@ from roost.kit.ids import Ids
 from roost.kit.queue import KeyedQueue
 from roost.ports.blobs import Blobs
 from roost.ports.clock import Clock
+from roost.ports.errors import RoostError
 from roost.ports.link import Links
 from roost.ports.seen import Seen
 from roost.ports.store import Store
+from roost.services.archive import Archive
 from roost.services.controller import ServiceController
 from roost.services.ledger import Ledger
 from roost.services.plan import decide
@@ -21,7 +25,11 @@ from roost.services.pools import GroupPools
 from roost.services.scaler import Scaler
 from roost.services.service import ServiceService
 
+log = logging.getLogger(__name__)
+
 AT_ONCE = 64
+KEEP_S = 300.0
+"""A control plane that dies loses the arrivals of at most so many seconds."""
 
 
 class ServiceRooms:
@@ -49,6 +57,7 @@ class ServiceRooms:
         self.scaler = Scaler(
             self.service, self.ledger, pools, store, clock, links, decide, period_s=period_s
         )
+        self.archive = Archive(store, clock, self.scaler.history)
         self.loop = ServiceController(
             self.service,
             self.ledger,
@@ -103,7 +112,24 @@ class ServiceRooms:
         await self.scaler.awaited(service_id)
         self._wake(service_id)
 
+    async def run(self) -> None:
+        """Scale, and keep what forecasts live on, until cancelled."""
+        await self.archive.load()
+        await asyncio.gather(self.scaler.run(), self._keep())
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_S)
+            await self._save()
+
+    async def _save(self) -> None:
+        try:
+            await self.archive.save([service.id for service in await self.service.list_all()])
+        except RoostError as error:  # the next time writes the same and more
+            log.warning("arrivals are not kept: %s", error)
+
     async def stop(self) -> None:
         """Let go."""
+        await self._save()
         await self._serving.stop()
         await self._telling.stop()

@@ -6,7 +6,7 @@ from nothing, and a time nobody reported for is unknown (NaN), never zero. It de
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from roost.ports.values import HostReport
 from roost.services.observation import Floats
 from roost.services.series import Series
 
-MINUTES = 14 * 1440
+DAY = 1440
+MINUTES = 14 * DAY
 SECONDS = 1800
 LATE_MINUTES = 30
 TIMES_WANTED = 2000
@@ -71,6 +72,26 @@ class History:
         self._tracks = {k: v for k, v in self._tracks.items() if k in kept}
         self._seen = {k: v for k, v in self._seen.items() if k[1] in kept}
         self._reports = {k: v for k, v in self._reports.items() if k[1] in kept}
+
+    def day(self, service_id: str, day: int) -> Floats:
+        """Arrivals per minute of a UTC day, NaN where no edge spoke; empty when nothing is known."""
+        end = (day + 1) * DAY
+        series = self.track(service_id).minutes
+        if series.begins is None or series.begins >= end:
+            return np.zeros(0)
+        known = _known(series.view(end, DAY), self._heard_minutes, end)
+        return np.concatenate([np.full(DAY - len(known), np.nan), known])
+
+    def recall(self, service_id: str, days: Mapping[int, Floats]) -> None:
+        """Arrivals of earlier days, as they were kept; before anything else is reported."""
+        for day, values in sorted(days.items()):
+            known = ~np.isnan(values)
+            self.track(service_id).minutes.lay(day * DAY, np.where(known, values, 0.0))
+            heard = self._heard_minutes
+            if heard.begins is None or heard.begins <= day * DAY:
+                spoken = heard.view((day + 1) * DAY, DAY)
+                new = np.concatenate([np.zeros(DAY - len(spoken)), spoken]) == 0
+                heard.lay(day * DAY, (known & new).astype(float))
 
     # --- what is reported ------------------------------------------------------------------------------
 

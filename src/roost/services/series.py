@@ -28,6 +28,20 @@ class Series:
         self._reach(index)
         self._buffer[index - self._base] += value
 
+    def lay(self, begin: int, values: Floats) -> None:
+        """Add many values from an index on; what is older than the first value is dropped."""
+        if self._base is None:
+            self._base = begin
+        values = values[max(0, self._base - begin) :]
+        begin = max(begin, self._base)
+        if not len(values):
+            return
+        self._reach(begin + len(values) - 1)
+        assert self._base is not None
+        values = values[max(0, self._base - begin) :]
+        at = max(begin, self._base) - self._base
+        self._buffer[at : at + len(values)] += values
+
     def view(self, end: int, count: int) -> Floats:
         """Up to ``count`` values before ``end``, the newest last; from where the series begins on."""
         if self._base is None or end <= self._base:
