@@ -84,6 +84,7 @@ class BalancedRoute:
             hold=policy.HoldPolicy(wait_s=self.route.hold_s),
             patient=True,
             arrivals=self.counts.arrivals,
+            keeps_answers=True,
         )
 
     def _policy(self) -> policy.Service:

@@ -89,8 +89,10 @@ class Exchange(Attempts):
                 self._keep_bytes = decision.retries.replay_bytes
             if not self.client.take_body():
                 return
-            if self.body is None and isinstance(decision, Plan) and decision.plain:
+            if self.body is None and isinstance(decision, Plan) and decision.straight:
                 self.simple = request.direct
+        elif isinstance(decision, Plan) and decision.straight:
+            self.simple = request.direct
         if isinstance(decision, Answer):
             self.own(decision)
         elif isinstance(decision, Plan):

@@ -68,12 +68,19 @@ class Plan:
     """With ``hold``, where each backend is a balancer of others: a request that failed everywhere and may
     be sent again waits like a held one, and a 503 without ``Roost-Load`` is not an answer to it."""
     arrivals: Arrivals | None = None
+    keeps_answers: bool = False
+    """``rewrite`` changes requests only: a whole answer takes the short way as if there were none."""
     plain: bool = field(init=False)
     """None of the hooks is there: the request goes straight to a backend."""
+    straight: bool = field(init=False)
+    """Its answers come straight back."""
 
     def __post_init__(self) -> None:
         hooks = (self.key, self.rewrite, self.admit, self.admit_later)
         self.plain = all(hook is None for hook in hooks) and not self.body_bytes
+        asked = (self.key, self.admit, self.admit_later)
+        rewritten = self.keeps_answers and all(hook is None for hook in asked)
+        self.straight = self.plain or (rewritten and not self.body_bytes)
 
 
 class Finished:
