@@ -111,6 +111,8 @@ class Scaler:
                     await self._grow()
             except RoostError as error:  # the next round sees the same again
                 log.warning("scaling: %s", error)
+            except Exception:  # a defect in one decision must not end all scaling
+                log.exception("scaling")
             self._urged.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
