@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from roost.fleet import machine as fleet_machine
+from roost.fleet.group_model import MemberState, MemberView
+from roost.fleet.group_snapshot import Snapshot
 from roost.fleet.model import Instance, InstanceState
 from roost.fleet.service import FleetService
 from roost.jobs import machine as job_machine
@@ -102,6 +104,16 @@ def saves_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(job_machine, "noted", forgetful)
 
 
+def booting_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A group counts only what is ready: the same gap is filled again and again."""
+    counts = Snapshot.counts
+
+    def ready_ones(self: Snapshot, view: MemberView) -> bool:
+        return counts(self, view) and view.member.state is MemberState.SERVING
+
+    patch.setattr(Snapshot, "counts", ready_ones)
+
+
 @pytest.mark.parametrize(
     ("plant", "finding"),
     [
@@ -113,6 +125,7 @@ def saves_forgotten(patch: pytest.MonkeyPatch) -> None:
         (meter_runs_on, "ledger"),
         (told_is_done, "run to its end"),
         (saves_forgotten, "run to its end"),
+        (booting_forgotten, "size|thrash|settles"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -7,13 +7,16 @@ only says what is wrong: it repairs nothing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from roost.fleet.group_model import PREFIX, Member
 from roost.fleet.model import Claim, ClaimState, Instance, InstanceState
 from roost.jobs.model import Job
 from roost.metering.plan import reconcile
 from roost.notebooks.model import Phase, Session, SessionState
 from roost.ports.provider import LedgerLine
 from roost.ports.store import Store, Table
+from roost.sim import groups
 from roost.sim.edge import SimEdge
+from roost.sim.groups import GroupScene
 from roost.sim.hosts import Hub
 from roost.sim.kernels import SimKernel
 from roost.sim.provider import Machine, SimProvider
@@ -33,6 +36,7 @@ class Rows:
     jobs: dict[str, Job]
     claims: dict[str, Claim]
     instances: dict[str, Instance]
+    members: dict[str, Member]
 
 
 @dataclass(slots=True)
@@ -100,11 +104,13 @@ class Scene:
         jobs = await Table(self.store, "job", Job).find()
         claims = await Table(self.store, "claim", Claim).find()
         instances = await Table(self.store, "instance", Instance).find()
+        members = await Table(self.store, "member", Member).find()
         return Rows(
             sessions=await self.sessions(),
             jobs={j.value.id: j.value for j in jobs},
             claims={c.value.id: c.value for c in claims},
             instances={i.value.id: i.value for i in instances},
+            members={m.value.id: m.value for m in members},
         )
 
     def machines(self) -> list[Machine]:
@@ -193,6 +199,8 @@ def _unwanted(machine: Machine, rows: Rows) -> str:
     claim = rows.claims.get(instance.parent)
     if claim is None or claim.state not in (ClaimState.WANTED, ClaimState.HELD):
         return f"its claim is {claim.state if claim else 'unknown'}"
+    if claim.parent.startswith(PREFIX):
+        return groups.unwanted(claim, rows.members)
     job = rows.jobs.get(claim.parent)
     if job is not None:
         return "" if claim.id in job.claims else "its job has forgotten the claim"
@@ -238,10 +246,13 @@ EVERY_SECOND: Sequence[tuple[str, EverySecond]] = (
 )
 
 
-async def unsettled(scene: Scene, standby_wanted: Mapping[str, bool]) -> list[str]:
+async def unsettled(
+    scene: Scene, standby_wanted: Mapping[str, bool], grouped: GroupScene
+) -> list[str]:
     """What is not yet as it should be once nothing goes wrong any more; empty = everything has settled."""
     rows = await scene.rows()
-    missing, wanted = [], {}
+    missing, hosts = await grouped.unsettled(rows.claims)
+    wanted = dict.fromkeys(sorted(hosts), "")
     for session in rows.sessions.values():
         if session.desired == "stopped":
             if session.state is not SessionState.STOPPED:

@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 from roost.adapters.jobs import LinkedJobs
 from roost.adapters.kernels import LinkedKernels
 from roost.fleet.controller import FleetController
+from roost.fleet.group_controller import GroupController
+from roost.fleet.group_model import PREFIX as GROUP
+from roost.fleet.group_model import GroupSpec
+from roost.fleet.groups import Groups
 from roost.fleet.service import FleetService
 from roost.gateway.service import GatewayService
 from roost.jobs.controller import JobController
@@ -23,7 +27,7 @@ from roost.ports.blobs import Blobs
 from roost.ports.errors import Gone, Retry, RoostError
 from roost.ports.provider import Capabilities, LedgerLine, Order, Provider, ProviderInstance
 from roost.ports.store import Row, Store, StoryLine
-from roost.ports.values import Notice
+from roost.ports.values import Image, Notice
 from roost.sim.edge import SimEdge, SimPublisher, SimRoutes, SimServers
 from roost.sim.hosts import Hub, SimLinks
 from roost.sim.market import rank
@@ -152,6 +156,16 @@ class ControlPlane:
             b"simulated",
             self._wake_owner,
         )
+        self.groups = Groups(
+            self.store,
+            clock,
+            self.fleet,
+            lambda name: GroupSpec(name=name, image=Image(name="python", python="3.11")),
+            lambda key: self.grouping.wake(key),
+        )
+        self.group_loop = GroupController(
+            self.groups, self.fleet, self.store, clock, ids, rank, lambda group_id: None
+        )
         self.notebooks = NotebookService(
             self.store, clock, ids, lambda key: self.sessions.wake(key)
         )
@@ -172,6 +186,7 @@ class ControlPlane:
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)
         self.running = KeyedQueue(self.job_loop.handle, on_error=self._failed)
+        self.grouping = KeyedQueue(self.group_loop.handle, on_error=self._failed)
 
     def start(self) -> None:
         """Adopt what runs and go on."""
@@ -187,6 +202,7 @@ class ControlPlane:
         await self.claims.stop()
         await self.sessions.stop()
         await self.running.stop()
+        await self.grouping.stop()
         await self.notebook_loop.stop()
 
     def aside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -225,6 +241,8 @@ class ControlPlane:
             self.sessions.wake(key)
         for key in await self.job_loop.keys():
             self.running.wake(key)
+        for key in await self.group_loop.keys():
+            self.grouping.wake(key)
         if sweep:
             self.world.tally["swept"] += len(await self.fleet_loop.sweep())
 
@@ -253,7 +271,10 @@ class ControlPlane:
         self._wake_owner(instance.owner)
 
     def _wake_owner(self, owner: str) -> None:
-        (self.running if owner.startswith("j-") else self.sessions).wake(owner)
+        if owner.startswith(GROUP):
+            self.grouping.wake(owner)
+        else:
+            (self.running if owner.startswith("j-") else self.sessions).wake(owner)
 
     def _failed(self, key: str, error: Exception) -> None:
         if isinstance(error, RoostError):

@@ -21,6 +21,7 @@ from roost.sim.checkers import Scene
 from roost.sim.control import ControlPlane
 from roost.sim.edge import SimEdge
 from roost.sim.faults import Streams, Swarm, draw_swarm
+from roost.sim.groups import GroupScene
 from roost.sim.hosts import Hub
 from roost.sim.job_checkers import JobScene
 from roost.sim.jobs import SimBlobs
@@ -68,6 +69,7 @@ class Scenario:
         self.store: Store = open_store(None)
         self.scene = Scene(self.world, self.hub, self.edge, self.providers, self.store)
         self.jobs = JobScene(self.world, self.store)
+        self.groups = GroupScene(self.world, self.store)
         self.blobs = SimBlobs()
         self.servers: dict[str, None] = {}
         self.standby: dict[str, bool] = {}
@@ -84,6 +86,9 @@ class Scenario:
             self.world.spawn(self._session(number), f"session {number}")
         for number in range(self.world.stream("jobs").choice((0, 0, 1, 2))):
             self.world.spawn(self._job(number), f"job {number}")
+        for number in range(self.world.stream("groups").choice((0, 0, 1))):
+            scaler = self.groups.scale(number, lambda: self.control.groups, self._insist)
+            self.world.spawn(scaler, f"group {number}")
         await self._watch(self.hours * 3600.0)
         if not self.world.violations:
             self.world.calm()
@@ -123,6 +128,9 @@ class Scenario:
         if second % 10 == 0:
             for what in checkers.live_instances_are_wanted(self.scene, await self.scene.rows()):
                 self.world.violate("every live instance is wanted or being ended", what)
+            grouped = await self.groups.groups(), await self.groups.members()
+            for what in self.groups.check(*grouped):
+                self.world.violate("a group has its size", what)
         if second % 120 == 0:
             for what in await checkers.metered_equals_ledger(self.scene, settled=False):
                 self.world.violate("metered equals the ledger", what)
@@ -131,11 +139,12 @@ class Scenario:
         """The liveness phase: nothing fails, people stop typing, everything must come to rest."""
         for user in self.scene.users.values():
             user.typing = False
+        self.groups.scaling = False
         calm_since_s = self.world.clock.monotonic_s()
         quiet = 0
         while quiet < 10 and not self.world.violations:
             await self._watch(1.0)
-            missing = await checkers.unsettled(self.scene, self.standby)
+            missing = await checkers.unsettled(self.scene, self.standby, self.groups)
             missing += job_checkers.unsettled(await self.jobs.jobs())
             quiet = 0 if missing else quiet + 1
             if missing and self.world.clock.monotonic_s() - calm_since_s > SETTLE_S:
@@ -163,7 +172,10 @@ class Scenario:
         tally = self.world.tally
         troubles = ("notices", "deaths", "boots that hang", "moves asked", "kernel deaths", "cuts")
         allowed = LAUNCHES_PER_TROUBLE * (
-            2 * len(self.standby) + len(self.jobs.asked) + sum(tally[name] for name in troubles)
+            2 * len(self.standby)
+            + len(self.jobs.asked)
+            + self.groups.changes
+            + sum(tally[name] for name in troubles)
         )
         if tally["launches"] > allowed:
             self.world.violate("no thrash", f"{tally['launches']} launches, {allowed} allowed")
