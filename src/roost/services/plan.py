@@ -1,42 +1,193 @@
 """How many replicas and hosts there shall be. Pure: an ``Observation`` in, a ``Plan`` with reasons out.
 
-It never reads a clock and keeps nothing between two calls: its memory is a record the caller carries.
+It never reads a clock and keeps nothing between two calls: its memory is a record the caller carries. What
+one service needs is ``services/need.py``; here all services of a decision are computed together.
 """
 
-import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from roost.scaling import forecast, hosts, learn, memory, risk
+from roost.scaling.arrivals import Floats
+from roost.scaling.memory import Memory
+from roost.scaling.queueing import Loads, fewest
+from roost.services import need
+from roost.services.need import Need
 from roost.services.observation import (
     GroupPlan,
     GroupState,
     HostPhase,
+    HostState,
     Observation,
     Plan,
     ServicePlan,
     ServiceState,
 )
 
+REFRESHES = 170
+"""Services whose forecast is made anew in one decision: in a minute's six, all of 1,000."""
+TESTS = 64
+"""Past moments at which samplers are tried in one decision, shared by the services it refreshes."""
+
 
 def decide(observation: Observation) -> Plan:
-    """Replicas per service and hosts per group."""
-    services = {s.id: _service(s) for s in observation.services}
-    groups = {g.id: _group(g, observation, services) for g in observation.groups}
-    return Plan(services=services, groups=groups)
+    """Replicas per service and hosts per group. Bad input gets a plan and a warning, never an exception."""
+    services = observation.services
+    groups = {group.id: group for group in observation.groups}
+    memories = [need.recall(s, observation) for s in services]
+    _refresh(observation, groups, memories)
+    rates = [need.present(s, m) for s, m in zip(services, memories, strict=True)]
+    now = _now(services, memories, rates)
+    needs = {
+        s.id: need.of(s, m, rate, count, observation)
+        for s, m, rate, count in zip(services, memories, rates, now, strict=True)
+    }
+    plans: dict[str, ServicePlan] = {}
+    group_plans: dict[str, GroupPlan] = {}
+    for group in observation.groups:
+        mine = [s for s in services if s.group == group.id]
+        group_plans[group.id] = _group(group, mine, needs, plans)
+    for s in services:
+        if s.group not in groups:
+            warning = f"group {s.group!r} is not there: create it or choose another"
+            plans[s.id] = _service(s, needs[s.id], needs[s.id].up, (warning,))
+    return Plan(services=plans, groups=group_plans)
 
 
-def _service(state: ServiceState) -> ServicePlan:
-    load = state.in_flight + state.queued
-    needed = max(state.min, min(state.max, math.ceil(load / state.concurrency / 0.7)))
-    return ServicePlan(
-        replicas=needed, needed=needed, reason=f"{load} requests in flight", memory=b""
+def _refresh(
+    observation: Observation, groups: Mapping[str, GroupState], memories: Sequence[Memory]
+) -> None:
+    """New forecasts for those who have a new minute, the longest waiting first."""
+    due = [
+        (m.minute_s, place)
+        for place, (s, m) in enumerate(zip(observation.services, memories, strict=True))
+        if need.end_s(s, observation) > m.minute_s
+    ]
+    due = sorted(due)[:REFRESHES]
+    if not due:
+        return
+    tests = TESTS // len(due)
+    made = []
+    for _, place in due:
+        s, m = observation.services[place], memories[place]
+        group = groups.get(s.group) or GroupState()
+        found = learn.refresh(m, need.usage(s, group, observation), tests)
+        if found is None:
+            m.up = m.hold = max(m.up, m.needed)
+        else:
+            made.append((place, found))
+    if not made:
+        return
+    at = [place for place, _ in made]
+    chosen = [memories[place] for place in at]
+    loads = _loads([observation.services[place] for place in at], chosen)
+    risks = np.array([risk.allowed(m.z) for m in chosen])
+    up = fewest(np.array([f.up for _, f in made]), forecast.MASS, loads, risks)
+    hold = fewest(np.array([f.hold for _, f in made]), forecast.MASS, loads, 2.0 * risks)
+    for m, high, low in zip(chosen, up.tolist(), hold.tolist(), strict=True):
+        m.up, m.hold = high, low
+
+
+def _now(
+    services: Sequence[ServiceState], memories: Sequence[Memory], rates: Sequence[float | None]
+) -> list[int]:
+    """Replicas for the present rates; 0 where a rate is not known."""
+    if not services:
+        return []
+    known = np.array([[rate or 0.0] for rate in rates])
+    risks = np.array([risk.allowed(m.z) for m in memories])
+    found: list[int] = fewest(known, np.ones(1), _loads(services, memories), risks).tolist()
+    return found
+
+
+def _loads(services: Sequence[ServiceState], memories: Sequence[Memory]) -> Loads:
+    def column(values: list[float]) -> Floats:
+        return np.array(values, float)
+
+    return Loads.of(
+        service_s=column([m.service_s for m in memories]),
+        cv=column([m.cv for m in memories]),
+        dispersion=column([m.dispersion for m in memories]),
+        bound_s=column([s.objective.bound_s for s in services]),
+        concurrency=column([max(1, s.concurrency) for s in services]),
     )
 
 
 def _group(
-    group: GroupState, observation: Observation, services: dict[str, ServicePlan]
+    group: GroupState,
+    services: Sequence[ServiceState],
+    needs: Mapping[str, Need],
+    plans: dict[str, ServicePlan],
 ) -> GroupPlan:
-    slots = sum(services[s.id].replicas for s in observation.services if s.group == group.id)
-    hosts = max(group.min, min(group.max, math.ceil(slots / group.slots)))
     have = [h for h in group.hosts if h.phase in (HostPhase.READY, HostPhase.BOOTING)]
-    leave = sorted(have, key=lambda h: (h.phase is HostPhase.READY, h.used, h.survival))
-    release = tuple(h.id for h in leave[: max(0, len(have) - hosts)])
-    return GroupPlan(hosts=hosts, release=release, reason=f"{slots} slots wanted", memory=b"")
+    up = sum(needs[s.id].up for s in services)
+    hold = sum(needs[s.id].hold for s in services)
+    slots = max(1, group.slots)
+    blind = [s.id for s in services if needs[s.id].blind]
+    if blind:
+        hold = max(hold, len(have) * slots)
+    least = group.min if group.person_desired is None else group.person_desired
+    most = group.max if group.person_desired is None else group.person_desired
+    least, most = max(group.min, min(group.max, least)), max(group.min, min(group.max, most))
+    want = hosts.wanted(len(have), up, hold, slots, least, most)
+    shares = {
+        s.id: hosts.Share(
+            needed=needs[s.id].up, before=needs[s.id].memory.replicas, most=needs[s.id].most
+        )
+        for s in services
+    }
+    given = hosts.filled(shares, want * slots)
+    for s in services:
+        plans[s.id] = _service(s, needs[s.id], given[s.id], ())
+    return GroupPlan(
+        hosts=want,
+        release=_release(have, len(have) - want),
+        reason=_why(group, len(have), want, up, hold, blind),
+        memory=b"",
+    )
+
+
+def _release(have: Sequence[HostState], count: int) -> tuple[str, ...]:
+    """Booting ones first, then the emptiest and those that are likely to be taken."""
+    if count <= 0:
+        return ()
+    order = sorted(
+        have,
+        key=lambda h: (
+            h.phase is HostPhase.READY,
+            h.used,
+            h.survival,
+            h.age_s,
+        ),
+    )
+    return tuple(h.id for h in order[:count])
+
+
+def _why(group: GroupState, have: int, want: int, up: int, hold: int, blind: Sequence[str]) -> str:
+    facts = f"{up} slots needed, {max(up, hold)} to hold, {group.slots} a host"
+    if group.person_desired is not None:
+        return f"{want} hosts: a person's number; {facts}"
+    if want * group.slots < up:
+        return f"{want} hosts: the group's maximum; {facts}"
+    if want == group.min and want * group.slots >= max(up, hold) + group.slots:
+        return f"{want} hosts: the group's minimum; {facts}"
+    if blind:
+        facts += f"; nothing is known of {', '.join(blind[:3])}: none is released"
+    word = "more" if want > have else "fewer" if want < have else "no change"
+    return f"{want} hosts, {word}: {facts}"
+
+
+def _service(s: ServiceState, what: Need, replicas: int, more: tuple[str, ...]) -> ServicePlan:
+    m = what.memory
+    m.needed, m.replicas = what.up, replicas
+    reason = what.reason
+    if replicas > what.up:
+        reason += f"; {replicas - what.up} more fill slots that are paid for"
+    return ServicePlan(
+        replicas=replicas,
+        needed=what.up,
+        reason=reason,
+        memory=memory.dump(m),
+        warnings=what.warnings + more,
+    )

@@ -1,0 +1,55 @@
+"""Hosts from slots: how many there shall be, which go first, and who gets the slots that are paid for anyway.
+
+It never places anything: which replica runs where is placement's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One service's claim on the slots of a group."""
+
+    needed: int
+    """What the objective asks for."""
+    before: int
+    """What the last plan gave."""
+    most: int
+    """It takes no more; equal to ``needed`` where spare slots are of no use to it."""
+
+
+def wanted(have: int, up: int, hold: int, slots: int, least: int, most: int) -> int:
+    """Hosts there shall be: grow to what the near future needs, shrink to what the longer one does.
+
+    Between the two nothing happens: their gap is the whole hysteresis. ``up`` and ``hold`` in slots.
+    """
+    n_up, n_hold = math.ceil(up / slots), math.ceil(max(up, hold) / slots)
+    want = n_up if have < n_up else min(have, n_hold)
+    return max(least, min(most, want))
+
+
+def filled(shares: Mapping[str, Share], slots: int) -> dict[str, int]:
+    """Replicas per service when spare slots are filled, with the fewest changes.
+
+    What a service has stays, as long as others do not need it: a replica started to fill a slot is not
+    stopped for another filling one. Over ``slots`` nothing is filled.
+    """
+    given = {k: max(s.needed, min(s.before, s.most)) for k, s in shares.items()}
+    free = slots - sum(given.values())
+    while free < 0:
+        spare = [k for k in given if given[k] > shares[k].needed]
+        if not spare:
+            break
+        richest = max(spare, key=lambda k: given[k] / max(0.25, shares[k].needed))
+        given[richest] -= 1
+        free += 1
+    while free > 0:
+        open_to = [k for k in given if given[k] < shares[k].most]
+        if not open_to:
+            break
+        poorest = min(open_to, key=lambda k: given[k] / max(0.25, shares[k].needed))
+        given[poorest] += 1
+        free -= 1
+    return given
