@@ -97,8 +97,7 @@ class BalancedRoute:
             )
             if member.draining:
                 state = "draining"
-            weight = max(member.weight, 1e-3)
-            specs.append(policy.BackendSpec(address=member.host_id, weight=weight, state=state))
+            specs.append(policy.BackendSpec(address=member.host_id, state=state))
         return policy.Service(
             name=self.route.name,
             backends=tuple(specs),

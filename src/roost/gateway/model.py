@@ -56,11 +56,9 @@ class Hold(_Target, frozen=True, kw_only=True):
 
 
 class HostMember(msgspec.Struct, frozen=True, kw_only=True):
-    """A host among those that serve a service."""
+    """A host among those that serve a service. Its share is what it reports itself (``Roost-Load``)."""
 
     host_id: str
-    weight: float = 1.0
-    """Its share beside the others', times the slots it reports by itself (``Roost-Load``)."""
     draining: bool = False
     """It gets nothing new; what is in flight may end."""
 

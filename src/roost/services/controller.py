@@ -286,7 +286,7 @@ class ServiceController:
                 serves = 1 if replica.state is R.READY else 0
                 ready[replica.host_id] = ready.get(replica.host_id, 0) + serves
         return tuple(
-            HostMember(host_id=host_id, weight=float(max(1, count)), draining=count == 0)
+            HostMember(host_id=host_id, draining=count == 0)
             for host_id, count in sorted(ready.items())
         )
 
