@@ -31,7 +31,22 @@ BANNED_CALLS = {
 MAY_CALL = ("adapters", "runtime", "main", "kit/ids.py", "testing", "agent", "doors/cli")
 """Where the clock or the random source may be read directly: outside the simulated code."""
 
-PURE = ("model.py", "machine.py", "plan.py", "advisor.py", "survival.py")
+PURE = (
+    "model.py",
+    "machine.py",
+    "plan.py",
+    "advisor.py",
+    "survival.py",
+    "group_model.py",
+    "group_machine.py",
+    "group_snapshot.py",
+    "group_plan.py",
+    "group_size.py",
+    "group_refresh.py",
+    "group_budget.py",
+    "group_allocation.py",
+    "group_checks.py",
+)
 IMPURE_MODULES = {
     "asyncio",
     "time",

@@ -156,16 +156,7 @@ class ControlPlane:
             b"simulated",
             self._wake_owner,
         )
-        self.groups = Groups(
-            self.store,
-            clock,
-            self.fleet,
-            lambda name: GroupSpec(name=name, image=Image(name="python", python="3.11")),
-            lambda key: self.grouping.wake(key),
-        )
-        self.group_loop = GroupController(
-            self.groups, self.fleet, self.store, clock, ids, rank, lambda group_id: None
-        )
+        self._wire_groups(ids)
         self.notebooks = NotebookService(
             self.store, clock, ids, lambda key: self.sessions.wake(key)
         )
@@ -186,6 +177,19 @@ class ControlPlane:
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)
         self.running = KeyedQueue(self.job_loop.handle, on_error=self._failed)
+
+    def _wire_groups(self, ids: Ids) -> None:
+        clock = self.world.clock
+        self.groups = Groups(
+            self.store,
+            clock,
+            self.fleet,
+            lambda name: GroupSpec(name=name, image=Image(name="python", python="3.11")),
+            lambda key: self.grouping.wake(key),
+        )
+        self.group_loop = GroupController(
+            self.groups, self.fleet, self.store, clock, ids, rank, lambda group_id: None
+        )
         self.grouping = KeyedQueue(self.group_loop.handle, on_error=self._failed)
 
     def start(self) -> None:
