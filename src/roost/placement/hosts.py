@@ -5,7 +5,8 @@ of them. It decides nothing.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,12 @@ class Tally:
         _less(self.hosts, host)
         for counts, code in zip(self.domains, codes, strict=True):
             _less(counts, code)
+
+    def add_all(self, hosts: Mapping[int, int], domains: Sequence[Mapping[int, int]]) -> None:
+        """Several more: how many on each host, and in each domain."""
+        for counts, more in zip((self.hosts, *self.domains), (hosts, *domains), strict=True):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
 
     def where(self, kind: By) -> dict[int, int]:
         """Count by host, or by code of the domain."""
@@ -256,9 +263,7 @@ class Hosts:
         counts: bool = True,
     ) -> Placed:
         """It is (or will be) there. What does not fit is counted all the same: the world is right."""
-        if not container:
-            self._numbered += 1
-            container = f"#{self._numbered}"
+        container = container or self._name()
         if container in self.containers:
             raise Conflict(f"container {container} is already placed")
         placed = Placed(container, ask, row, since_s, ends_s, movable, counts)
@@ -278,27 +283,34 @@ class Hosts:
     def put_alike(self, ask: Ask, rows: Sequence[int], containers: Sequence[str]) -> list[Placed]:
         """``put`` for several of the same at once."""
         made = []
-        for row, name in zip(rows, containers, strict=True):
-            if not name:
-                self._numbered += 1
-                name = f"#{self._numbered}"
+        for row, given in zip(rows, containers, strict=True):
+            name = given or self._name()
             if name in self.containers:
                 raise Conflict(f"container {name} is already placed")
             placed = Placed(name, ask, row)
             self.containers[name] = self.on[row][name] = placed
+            made.append(placed)
             if ask.gpus:
                 self._devices(placed, -1.0)
-            self._count(placed, 1)
-            made.append(placed)
-        at, counts = np.unique(np.asarray(rows, np.intp), return_counts=True)
+        each = Counter(rows)
+        at = np.fromiter(each, np.intp, len(each))
+        counts = np.fromiter(each.values(), np.float64, len(each))
         idle = np.zeros(len(at))
         for free, weight, amount in zip(self.free, self.weight, self.need(ask), strict=True):
-            free[at] -= counts * amount
-            idle += amount * weight[at]
+            if amount:
+                free[at] -= counts * amount
+                idle += amount * weight[at]
         if ask.gpus:
             idle += ask.gpus * self.gpu_weight[at]
         self.idle[at] -= counts * idle
+        domains = [Counter(codes) for codes in zip(*(self.codes[row] for row in rows), strict=True)]
+        for tally in self._tallies_of(ask):
+            tally.add_all(each, domains)
         return made
+
+    def _name(self) -> str:
+        self._numbered += 1
+        return f"#{self._numbered}"
 
     def _account(self, placed: Placed, sign: float) -> None:
         ask, row = placed.ask, placed.host
@@ -313,19 +325,21 @@ class Hosts:
         self._count(placed, 1 if sign < 0 else -1)
 
     def _count(self, placed: Placed, by: int) -> None:
-        if not placed.counts:
-            return
-        ask, row = placed.ask, placed.host
-        codes = self.codes[row]
-        self.tally(ask.service).add(row, codes, by)
+        if placed.counts:
+            for tally in self._tallies_of(placed.ask):
+                tally.add(placed.host, self.codes[placed.host], by)
+
+    def _tallies_of(self, ask: Ask) -> Iterator[Tally]:
+        """Those in which it is counted."""
+        yield self.tally(ask.service)
         if ask.peers:
-            self.tally(ask.peers).add(row, codes, by)
+            yield self.tally(ask.peers)
         for rule in ask.affinity:
             if rule.apart and rule.strict:
                 others = self._repelled.setdefault(rule.service, {})
                 if rule.by not in others:
                     others[rule.by] = Tally()
-                others[rule.by].add(row, codes, by)
+                yield others[rule.by]
 
     def _devices(self, placed: Placed, sign: float) -> None:
         gpus, row = placed.ask.gpus, placed.host
