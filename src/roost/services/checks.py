@@ -1,10 +1,11 @@
 """What a person may ask of a service. Pure: raises ``Invalid`` that says what to do."""
 
 import re
+from collections.abc import Iterable
 
-from roost.ports.errors import Invalid
+from roost.ports.errors import Conflict, Invalid
 from roost.ports.replicas import Health, ReplicaSpec
-from roost.services.model import Goal, Pool, Rollout, Wish
+from roost.services.model import Goal, Pool, Rollout, Service, Wish
 
 MOST_REPLICAS = 10_000
 MOST_SECONDS = 86_400.0
@@ -26,9 +27,29 @@ def check(name: str, wish: Wish) -> None:
     _rollout(wish.rollout)
     _goal(wish.goal)
     for host in wish.endpoint.hosts:
-        if not HOST.fullmatch(host.lower()):
-            raise Invalid(f"{host[:80]!r} is no host name", hint="for example shop.example.org")
+        _host(host.lower())
     _seconds("how long requests are held", wish.endpoint.hold_s, least=0.0)
+
+
+def check_hosts(service_id: str, wish: Wish, others: Iterable[Service]) -> None:
+    """``Conflict`` for a host name that another service has: its requests would go astray."""
+    asked = {host.lower() for host in wish.endpoint.hosts}
+    for other in others:
+        if other.id == service_id or other.deleted:
+            continue
+        taken = {f"{other.name}.localhost", *map(str.lower, other.wish.endpoint.hosts)}
+        for host in sorted(asked & taken):
+            raise Conflict(f"{host} leads to service {other.name} already", hint="choose another")
+
+
+def _host(host: str) -> None:
+    """A name of its own: with an address or ``localhost`` a service would take everybody's requests."""
+    if not HOST.fullmatch(host):
+        raise Invalid(f"{host[:80]!r} is no host name", hint="for example shop.example.org")
+    if host == "localhost" or host.rpartition(".")[2].isdecimal():
+        raise Invalid(
+            f"{host[:80]} is how everything here is reached", hint="for example shop.example.org"
+        )
 
 
 def check_fits(wish: Wish, pool: Pool) -> None:

@@ -14,7 +14,7 @@ from roost.ports.files import TreeEntry, clean
 from roost.ports.jobs import JobFiles
 from roost.ports.store import Store, Stored, StoryLine, Table
 from roost.services import machine
-from roost.services.checks import check, check_fits
+from roost.services.checks import check, check_fits, check_hosts
 from roost.services.model import Outcome, Pools, Revision, Service, ServiceState, Wish
 
 WRITE_ATTEMPTS = 10
@@ -56,6 +56,7 @@ class ServiceService:
                     f"there is a service {name} already",
                     hint="`roost service update` changes it, `roost apply` does either",
                 )
+        check_hosts("", wish, await self.list_all())
         now_s = self._clock.now_s()
         least = max(1, wish.min)
         service = Service(
@@ -92,6 +93,7 @@ class ServiceService:
             return changed, "Updating", f"revision {changed.revision}: {_said(wish)}"
 
         check_fits(wish, await self._pools.pool(wish.group))
+        check_hosts((await self.get(name_or_id)).id, wish, await self.list_all())
         return await self._change(name_or_id, change)
 
     async def apply(self, name: str, wish: Wish) -> tuple[Service, str]:

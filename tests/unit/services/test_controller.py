@@ -2,12 +2,21 @@
 
 import random
 
+import msgspec
 import pytest
 
 from roost.fleet.group_model import HostState
 from roost.gateway.model import Hosts
 from roost.ports.errors import Conflict, Gone, Invalid
-from roost.services.model import Outcome, ReplicaState, Rollout, Service, ServiceState
+from roost.services.model import (
+    Endpoint,
+    Outcome,
+    ReplicaState,
+    Rollout,
+    Service,
+    ServiceState,
+    Wish,
+)
 from tests.unit.services.world import World, wish
 
 S = ServiceState
@@ -33,11 +42,11 @@ def notice(world: World, host_id: str, left_s: float) -> None:
     )
 
 
-def members(world: World, service: Service) -> dict[str, tuple[float, bool]]:
+def members(world: World, service: Service) -> dict[str, bool]:
     route = world.routes.route(service.id)
     assert route is not None
     assert isinstance(route.target, Hosts)
-    return {m.host_id: (m.weight, m.draining) for m in route.target.members}
+    return {m.host_id: m.draining for m in route.target.members}
 
 
 async def test_a_service_starts_serves_and_is_deleted() -> None:
@@ -51,7 +60,7 @@ async def test_a_service_starts_serves_and_is_deleted() -> None:
     assert service.state is S.RUNNING
     assert service.current.outcome is Outcome.GOOD
     assert len(world.serving(service.id)) >= 2
-    assert members(world, service)["i-001"][0] >= 2
+    assert members(world, service) == {"i-001": False}
     await world.service.delete(service.id)
     await world.run(10)
     assert (await world.now(service)).state is S.DELETED
@@ -280,6 +289,12 @@ async def test_logs_come_from_the_host_of_the_replica() -> None:
     service = await running(world, least=1)
     replica_id, text = await world.loop.logs(service, "", 100)
     assert text == f"{replica_id} said this"
+    ran = await world.loop.execute(service, "", ("ls", "-l"), 5)
+    assert (ran[1].exit_code, ran[1].output) == (3, f"{ran[0]}: ls -l")
+    with pytest.raises(Gone, match="no replica r-none"):
+        await world.loop.execute(service, "r-none", ("ls",), 5)
+    with pytest.raises(Invalid):
+        await world.loop.execute(service, "", (), 5)
     with pytest.raises(Gone, match="no logs of r-none"):
         await world.loop.logs(service, "r-none", 100)
 
@@ -322,6 +337,21 @@ async def test_a_storm_ends_with_what_was_wanted(seed: int) -> None:
     assert all(r.state is ReplicaState.READY for r in live), [r.state for r in live]
     assert {r.revision for r in live} == {service.revision}
     assert len(live) == service.wanted()
-    assert {h for h, (_, draining) in members(world, service).items() if not draining} == {
+    assert {h for h, draining in members(world, service).items() if not draining} == {
         r.host_id for r in live
     }
+
+
+async def test_a_host_name_belongs_to_one_service() -> None:
+    world = World()
+
+    def named(host: str) -> Wish:
+        return msgspec.structs.replace(wish(), endpoint=Endpoint(hosts=(host,)))
+
+    first = await world.service.create("web", named("Shop.example"))
+    taken = named("shop.example")
+    with pytest.raises(Conflict):
+        await world.service.create("other", taken)
+    with pytest.raises(Conflict):
+        await world.service.create("other", named("web.localhost"))
+    assert (await world.service.update(first.id, taken))[0].id == first.id

@@ -128,6 +128,8 @@ def test_a_replica_follows_its_host_and_a_draining_one_stays_so() -> None:
         (Wish(spec=SPEC, goal=Goal(late=0)), "share of late"),
         (Wish(spec=SPEC, goal=Goal(bound_s=-1)), "latency bound"),
         (Wish(spec=SPEC, endpoint=Endpoint(hosts=("a b",))), "no host name"),
+        (Wish(spec=SPEC, endpoint=Endpoint(hosts=("127.0.0.1",))), "everything here"),
+        (Wish(spec=SPEC, endpoint=Endpoint(hosts=("LocalHost",))), "everything here"),
     ],
 )
 def test_what_can_never_work_is_refused_with_what_to_do(wish: Wish, said: str) -> None:

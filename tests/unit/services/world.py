@@ -12,7 +12,7 @@ from roost.gateway.service_routes import ServiceRoutes
 from roost.kit.ids import SeededIds
 from roost.ports.blobs import Blobs
 from roost.ports.errors import Gone, Retry, StaleEpoch
-from roost.ports.replicas import HostReplicas, ReplicaOrder, ReplicaReport, ReplicaSpec
+from roost.ports.replicas import Executed, HostReplicas, ReplicaOrder, ReplicaReport, ReplicaSpec
 from roost.ports.values import HostReport
 from roost.ports.wire import CommandBody, EventBody, ReplyBody
 from roost.services.controller import ServiceController
@@ -230,6 +230,11 @@ class World:
 
     async def logs(self, host_id: str, replica_id: str, *, tail_bytes: int) -> str:
         return f"{replica_id} said this"[:tail_bytes]
+
+    async def execute(
+        self, host_id: str, replica_id: str, argv: tuple[str, ...], *, timeout_s: float
+    ) -> Executed:
+        return Executed(exit_code=3, output=f"{replica_id}: {' '.join(argv)}")
 
     # --- time ----------------------------------------------------------------------------------------
 
