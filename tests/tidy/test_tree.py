@@ -46,6 +46,7 @@ PURE = (
     "group_budget.py",
     "group_allocation.py",
     "group_checks.py",
+    "group_risk.py",
 )
 IMPURE_MODULES = {
     "asyncio",

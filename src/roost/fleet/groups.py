@@ -23,6 +23,7 @@ from roost.fleet.group_model import (
     Template,
     Uses,
 )
+from roost.fleet.group_risk import beside
 from roost.fleet.group_snapshot import COMING, GOING
 from roost.fleet.model import ClaimView
 from roost.fleet.service import FleetService
@@ -285,7 +286,8 @@ class Groups:
                     silent_s=0.0 if since_s is None else now_s - since_s,
                 )
             )
-        return tuple(views)
+        pools = {p.value.id: p.value for p in await self._fleet.tables.pools.find()}
+        return beside(views, pools, self._clock.now_s())
 
     def _use(self, member: Member, known: HostUse | None, claim: ClaimView | None) -> HostUse:
         if known is None:  # then what its own agent says

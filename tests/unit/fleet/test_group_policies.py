@@ -118,6 +118,22 @@ async def test_spares_stand_by_while_the_risk_is_high(world: GroupWorld) -> None
     assert any("summed risk" in line for line in await world.told())
 
 
+async def test_a_spare_stands_by_while_a_sibling_is_taken(world: GroupWorld) -> None:
+    await world.create(min=3, spares=1, region_share=1.0, pool_share=0.5)
+    await world.after(70)
+    ready = await world.ready()
+    regions = {h: world.cloud.offers[h].region for h in ready}
+    taken = ready[0]
+    world.cloud.notice(taken)
+    await world.after(20)
+    coming = [h for h in await world.hosts() if h.state is HostState.BOOTING]
+    assert len(coming) == 2, "its replacement and a spare"
+    beside = {h.host_id: h.survival for h in await world.hosts()}
+    assert all(beside[h] <= 0.9 for h in ready if regions[h] == regions[taken])
+    await world.after(8000, step_s=60)
+    assert len(world.cloud.live()) == 3, "calm again"
+
+
 async def test_a_rebalance_recommendation_is_followed_when_the_next_is_ready(
     world: GroupWorld,
 ) -> None:

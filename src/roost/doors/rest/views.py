@@ -101,10 +101,10 @@ class Views:
         return self._host(await self._fleet.instance(host_id))
 
     async def story(self, object_id: str, after: int) -> list[StoryView]:
-        """An object's story; a session's or job's includes those of its hosts, by time."""
+        """An object's story; a session's, job's or group's includes those of its hosts, by time."""
         ids = {object_id}
         instances = await self._fleet.instances()
-        if object_id.startswith("j-"):
+        if object_id.startswith(("j-", "g-")):
             ids |= {i.id for i in instances if i.owner == object_id}
         elif object_id.startswith("s-") or not object_id.startswith(STORIES):
             session = await self._notebooks.get(object_id)
