@@ -177,6 +177,9 @@ class Agent:
                 await self._replicas.set(replicas)
             case wire.ReadReplicaLogs(replica_id=replica_id, tail_bytes=tail_bytes):
                 return wire.ReplicaLogs(text=await self._replicas.logs(replica_id, tail_bytes))
+            case wire.ExecuteInReplica(replica_id=replica_id, argv=argv, timeout_s=timeout_s):
+                done = await self._replicas.execute(replica_id, argv, timeout_s)
+                return wire.ReplicaExecuted(executed=done)
         return wire.Done()
 
     @property

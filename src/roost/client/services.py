@@ -164,6 +164,23 @@ class LogsView(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class ExecuteInService(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/services/<id>/exec``."""
+
+    argv: tuple[str, ...]
+    replica: str = ""
+    """Empty = the newest that is ready."""
+    timeout_s: float = 60.0
+
+
+class ExecutedView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command beside a replica left."""
+
+    replica: str
+    exit_code: int
+    output: str
+
+
 class ServiceCalls:
     """The calls of services, over a client of the installation."""
 
@@ -209,6 +226,11 @@ class ServiceCalls:
         """The newest output of a replica, or of the newest one."""
         query = f"?replica={quote(replica, safe='')}&tail={tail_bytes}"
         return self._client.call("GET", f"{PATH}/{quote(name, safe='')}/logs{query}", LogsView)
+
+    def execute(self, name: str, body: ExecuteInService) -> ExecutedView:
+        """Run a command beside a replica; answered when it has ended."""
+        path = f"{PATH}/{quote(name, safe='')}/exec"
+        return self._client.call("POST", path, ExecutedView, body)
 
     def send(self, root: Path) -> Folder:
         """Send a folder's content; its entries go into a body's ``files``."""

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import msgspec
 
+from roost.ports.replicas import Executed
+
 
 class TaskLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The most a task may use. 0 = no limit of its own. What a driver cannot hold it says (``held``)."""
@@ -82,6 +84,12 @@ class Driver(Protocol):
 
     async def logs(self, task_id: str, *, tail_bytes: int) -> str:
         """The newest output, also of an ended task until it is stopped; empty for unknown ids."""
+
+    async def execute(self, task_id: str, argv: tuple[str, ...], *, timeout_s: float) -> Executed:
+        """Run a command beside a running task, in its folder and environment, until its time is over.
+
+        ``Gone`` when the task does not run, ``Never`` for a program that is not there.
+        """
 
     @property
     def held(self) -> tuple[str, ...]:

@@ -114,6 +114,17 @@ class ServiceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Finished requests by time in system (waiting included), by ``BOUNDS_S``; one more than bounds."""
 
 
+class Executed(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that ran beside a replica."""
+
+    exit_code: int
+    """124 = it was ended because its time was over."""
+    output: str = ""
+    """Standard output and error as they came, the last ``EXECUTED_MOST`` bytes."""
+
+
+EXECUTED_MOST = 256 << 10
+
 BOUNDS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0,
 )  # fmt: skip
@@ -128,3 +139,8 @@ class Replicas(Protocol):
 
     async def logs(self, host_id: str, replica_id: str, *, tail_bytes: int) -> str:
         """The newest output of a replica."""
+
+    async def execute(
+        self, host_id: str, replica_id: str, argv: tuple[str, ...], *, timeout_s: float
+    ) -> Executed:
+        """Run a command where the replica runs, with its environment. ``Gone`` when it does not run."""

@@ -23,7 +23,7 @@ from roost.ports.errors import WireError
 from roost.ports.frames import CONTROL_LIMIT, STREAM_LIMIT, Frames
 from roost.ports.jobs import JobOrder
 from roost.ports.kernels import Checkpoint, KernelOrder, KernelUp, VariableReport
-from roost.ports.replicas import HostReplicas
+from roost.ports.replicas import Executed, HostReplicas
 from roost.ports.values import HostReport, Notice
 
 PROTOCOL = 1
@@ -158,6 +158,14 @@ class ReadReplicaLogs(_Message, frozen=True, kw_only=True):
     tail_bytes: int
 
 
+class ExecuteInReplica(_Message, frozen=True, kw_only=True):
+    """Replicas.execute."""
+
+    replica_id: str
+    argv: tuple[str, ...]
+    timeout_s: float
+
+
 class Drain(_Message, frozen=True, kw_only=True):
     """Stop everything and leave: sent before a planned termination."""
 
@@ -173,6 +181,7 @@ CommandBody = (
     | StopJob
     | SetReplicas
     | ReadReplicaLogs
+    | ExecuteInReplica
     | Drain
 )
 
@@ -203,7 +212,13 @@ class ReplicaLogs(_Message, frozen=True, kw_only=True):
     text: str
 
 
-ReplyBody = Done | Started | CaptureDone | ReplicaLogs
+class ReplicaExecuted(_Message, frozen=True, kw_only=True):
+    """What a command beside a replica left."""
+
+    executed: Executed
+
+
+ReplyBody = Done | Started | CaptureDone | ReplicaLogs | ReplicaExecuted
 
 
 class Reply(_Message, frozen=True, kw_only=True):

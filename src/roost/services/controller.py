@@ -15,7 +15,7 @@ from roost.placement.model import Choice
 from roost.ports.clock import Clock
 from roost.ports.errors import Gone, Invalid, Retry, RoostError, StaleEpoch
 from roost.ports.link import Links
-from roost.ports.replicas import HostReplicas, ReplicaOrder, ReplicaReport, Replicas
+from roost.ports.replicas import Executed, HostReplicas, ReplicaOrder, ReplicaReport, Replicas
 from roost.ports.store import Row, Store, Stored, StoryLine
 from roost.ports.values import HostReport
 from roost.services import machine, rollout
@@ -28,6 +28,10 @@ WATCH_S = 1.0
 URGENT_S = 0.2
 """While something is on its way."""
 TELL_AGAIN_S = 1.0
+LOGS_MOST = 512 << 10
+"""Bytes of logs in one answer."""
+EXECUTE_S = 600.0
+"""The longest command beside a replica."""
 R = ReplicaState
 
 
@@ -369,11 +373,29 @@ class ServiceController:
                 f"service {service.name} has no logs of {what}",
                 hint="`roost service show` lists its replicas",
             )
-        if not 0 < tail_bytes <= 1 << 20:
-            raise Invalid("logs are read up to 1 MiB at once")
+        if not 0 < tail_bytes <= LOGS_MOST:
+            raise Invalid(f"logs are read up to {LOGS_MOST >> 10} KiB at once")
         replica = chosen[-1]
         text = await self._replicas.logs(replica.host_id, replica.id, tail_bytes=tail_bytes)
         return replica.id, text
+
+    async def execute(
+        self, service: Service, replica_id: str, argv: tuple[str, ...], timeout_s: float
+    ) -> tuple[str, Executed]:
+        """Run a command beside a replica, or beside the newest that is ready."""
+        await self._ledger.load()
+        mine = self._ledger.of(service.id)
+        chosen = [r for r in mine if (r.id == replica_id if replica_id else r.state is R.READY)]
+        if not chosen or not chosen[-1].host_id:
+            raise Gone(
+                f"service {service.name} has no replica {replica_id or 'that is ready'}",
+                hint="`roost service show` lists its replicas",
+            )
+        if not argv or not 0 < timeout_s <= EXECUTE_S:
+            raise Invalid(f"a command, and up to {EXECUTE_S:g} s for it, are needed")
+        one = chosen[-1]
+        done = await self._replicas.execute(one.host_id, one.id, argv, timeout_s=timeout_s)
+        return one.id, done
 
     def _line(self, object_id: str, event: str, reason: str) -> StoryLine:
         return StoryLine(object_id=object_id, at_s=self._clock.now_s(), event=event, reason=reason)

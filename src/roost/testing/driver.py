@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from roost.ports.driver import Driver, TaskOrder, TaskUsage
-from roost.ports.errors import Never
+from roost.ports.errors import Gone, Never
 
 ROUNDS = 400
 PAUSE_S = 0.05
@@ -216,6 +216,24 @@ async def _answers(address: str, port: int) -> None:
     raise AssertionError(f"nothing listens at {address}:{port}")
 
 
+async def a_command_runs_beside_a_task(bench: Bench) -> None:
+    """With its output and exit status; one whose time is over gets 124; nothing runs beside no task."""
+    driver = bench.open()
+    await driver.start(bench.order("beside"))
+    done = await driver.execute(
+        "beside", ("sh", "-c", "echo out; echo err >&2; exit 3"), timeout_s=30
+    )
+    assert (done.exit_code, sorted(done.output.split())) == (3, ["err", "out"])
+    late = await driver.execute("beside", ("sh", "-c", "echo first; sleep 30"), timeout_s=1)
+    assert (late.exit_code, late.output) == (124, "first\n")
+    await driver.stop("beside", grace_s=5)
+    try:
+        await driver.execute("beside", ("true",), timeout_s=5)
+    except Gone:
+        return
+    raise AssertionError("nothing runs beside a task that has ended")
+
+
 CHECKS: tuple[Check, ...] = (
     same_id_is_same_task,
     recovered_by_another,
@@ -227,4 +245,5 @@ CHECKS: tuple[Check, ...] = (
     reached_where_it_was_told,
     absent_is_never,
     usage_is_measured,
+    a_command_runs_beside_a_task,
 )

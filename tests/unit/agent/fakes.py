@@ -33,6 +33,7 @@ from roost.ports import wire
 from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
 from roost.ports.errors import Gone, Invalid, Retry, RoostError, StaleEpoch, to_wire
 from roost.ports.kernels import Checkpoint, RestoreReport, VariableReport
+from roost.ports.replicas import Executed
 from roost.ports.values import Notice
 from roost.runtime.kernel import format as engine
 
@@ -263,6 +264,9 @@ class FakeDriver:
 
     async def logs(self, task_id: str, *, tail_bytes: int) -> str:
         return ""
+
+    async def execute(self, task_id: str, argv: tuple[str, ...], *, timeout_s: float) -> Executed:
+        return Executed(exit_code=0)
 
     @property
     def held(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from roost.ports import jobs as formats
 from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
 from roost.ports.errors import Gone, Invalid, Never, Retry, StaleEpoch
 from roost.ports.jobs import JobFiles
-from roost.ports.replicas import Health, HostReplicas, ReplicaOrder, ReplicaSpec
+from roost.ports.replicas import Executed, Health, HostReplicas, ReplicaOrder, ReplicaSpec
 
 from .fakes import digest_of, until
 from .replicas import SERVER, Bench, bench, orders, spec
@@ -356,6 +356,9 @@ class Containers:
 
     async def logs(self, task_id: str, *, tail_bytes: int) -> str:
         return await self._inner.logs(task_id, tail_bytes=tail_bytes)
+
+    async def execute(self, task_id: str, argv: tuple[str, ...], *, timeout_s: float) -> Executed:
+        return await self._inner.execute(task_id, argv, timeout_s=timeout_s)
 
     @property
     def held(self) -> tuple[str, ...]:

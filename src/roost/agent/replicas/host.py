@@ -16,6 +16,7 @@ from roost.agent.replicas.replica import Replica, ReplicaTools, image_of
 from roost.ports.driver import TaskUsage
 from roost.ports.errors import Gone, RoostError, StaleEpoch
 from roost.ports.replicas import (
+    Executed,
     HostReplicas,
     ReplicaOrder,
     ReplicaReport,
@@ -76,6 +77,13 @@ class ReplicaHost:
         if replica is None:
             raise Gone(f"no replica {replica_id} on this host")
         return await replica.logs(max(0, min(tail_bytes, LOGS_MOST)))
+
+    async def execute(self, replica_id: str, argv: tuple[str, ...], timeout_s: float) -> Executed:
+        """Run a command beside a replica. ``Gone`` when it is not here or does not run."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            raise Gone(f"no replica {replica_id} on this host")
+        return await replica.driver.execute(replica.id, argv, timeout_s=timeout_s)
 
     def has(self, service_id: str) -> bool:
         """Whether a service may be opened here."""

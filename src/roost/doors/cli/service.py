@@ -14,6 +14,7 @@ from rich.text import Text
 
 from roost.client.services import (
     CreateService,
+    ExecuteInService,
     RolloutBody,
     ServiceBody,
     ServiceCalls,
@@ -332,6 +333,26 @@ def logs(
             emit(view)
         else:
             sys.stdout.write(view.text)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def execute(
+    ctx: typer.Context,
+    name: NameArgument,
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
+    replica: Annotated[str, typer.Option(help="Default: the newest that is ready.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds it may take.")] = 25.0,
+    json: JsonOption = False,
+) -> None:
+    """Run a command where a replica runs, in its folder and environment; exits with its exit code."""
+    with errors():
+        body = ExecuteInService(argv=tuple(command), replica=replica, timeout_s=timeout)
+        view = calls(ctx).execute(name, body)
+        if json:
+            emit(view)
+        else:
+            sys.stdout.write(view.output)
+    raise typer.Exit(view.exit_code)
 
 
 def until(done: Callable[[], bool], wait_s: float) -> bool:

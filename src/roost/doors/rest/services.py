@@ -10,6 +10,8 @@ from starlette.responses import Response
 from roost.client.services import (
     AppliedView,
     CreateService,
+    ExecutedView,
+    ExecuteInService,
     LogsView,
     ReplicaView,
     RevisionView,
@@ -71,6 +73,7 @@ class ServiceDoor:
             ("POST", "/api/v1/services/{id}/scale", cls.scale),
             ("POST", "/api/v1/services/{id}/rollback", cls.rollback),
             ("GET", "/api/v1/services/{id}/logs", cls.logs),
+            ("POST", "/api/v1/services/{id}/exec", cls.execute),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -130,6 +133,16 @@ class ServiceDoor:
         replica = request.query_params.get("replica", "")
         replica_id, text = await self._loop.logs(service, replica, int(tail))
         return answer(LogsView(replica=replica_id, text=text))
+
+    async def execute(self, request: Request) -> Response:
+        """Run a command beside a replica."""
+        body = await read(request, ExecuteInService)
+        service = await self._service(request)
+        replica_id, done = await self._loop.execute(
+            service, body.replica, body.argv, body.timeout_s
+        )
+        view = ExecutedView(replica=replica_id, exit_code=done.exit_code, output=done.output)
+        return answer(view)
 
     async def _service(self, request: Request) -> Service:
         return await self._services.get(request.path_params["id"])

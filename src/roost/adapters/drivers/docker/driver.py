@@ -21,6 +21,7 @@ from roost.adapters.drivers.docker.usage import from_cgroup, from_engine
 from roost.ports.clock import Clock
 from roost.ports.driver import TaskHandle, TaskOrder, TaskUsage
 from roost.ports.errors import Gone, Invalid, Never, Retry
+from roost.ports.replicas import EXECUTED_MOST, Executed
 
 if TYPE_CHECKING:
     from aiodocker.containers import DockerContainer
@@ -32,6 +33,8 @@ _LOG_LINES_LEAST = 100
 _LOG_LINE_BYTES = 16
 """The engine counts lines, we count bytes: lines shorter than this on average are cut short."""
 _STARTS = 3
+_OVER = 124
+"""Exit status of a command whose time was over. The engine cannot end it: it ends with its container."""
 
 
 class DockerDriver:
@@ -152,6 +155,25 @@ class DockerDriver:
         if found["State"]["OOMKilled"]:
             parts = [*parts, "the engine ended it: it used more memory than its limit\n"]
         return "".join(parts).encode()[-tail_bytes:].decode(errors="ignore")
+
+    async def execute(self, task_id: str, argv: tuple[str, ...], *, timeout_s: float) -> Executed:
+        found = await self._look(task_id)
+        if found is None or not found["State"]["Running"]:
+            raise Gone(f"task {task_id} does not run")
+        container = await self._container(task_id)
+        kept = bytearray()
+        with told(f"command in {task_id}"):
+            command = await container.exec(list(argv))
+            try:
+                async with asyncio.timeout(timeout_s), command.start() as stream:
+                    while (part := await stream.read_out()) is not None:
+                        kept += part.data
+                        del kept[:-EXECUTED_MOST]
+            except TimeoutError:
+                return Executed(exit_code=_OVER, output=kept.decode(errors="replace"))
+            async with asyncio.timeout(CALL_S):
+                code = (await command.inspect())["ExitCode"]
+        return Executed(exit_code=int(code or 0), output=kept.decode(errors="replace"))
 
     # --- one container -----------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import msgspec
 
+from roost.adapters.drivers.process.beside import run_beside
 from roost.adapters.drivers.process.limits import Groups, usage_of
 from roost.ports.clock import Clock
 from roost.ports.driver import TaskHandle, TaskLimits, TaskOrder, TaskUsage
-from roost.ports.errors import Invalid, Never
+from roost.ports.errors import Gone, Invalid, Never
+from roost.ports.replicas import Executed
 
 MARK = "ROOST_TASK"
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -154,6 +156,12 @@ class ProcessDriver:
         if file.grouped and self._groups.overran(task_id):
             text += f"the system ended it: it used more than its {file.limits.memory_mib:g} MiB\n"
         return text
+
+    async def execute(self, task_id: str, argv: tuple[str, ...], *, timeout_s: float) -> Executed:
+        handle = self._find(task_id) if _TASK_ID.fullmatch(task_id) else None
+        if handle is None:
+            raise Gone(f"task {task_id} does not run")
+        return await run_beside(handle.pid, argv, timeout_s=timeout_s)
 
     @property
     def held(self) -> tuple[str, ...]:
