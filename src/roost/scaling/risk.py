@@ -10,6 +10,7 @@ from roost.scaling.arrivals import Floats
 
 START = 0.5
 MOST, USED = 3.0, 1.2
+FLOOR = 0.4
 GAIN, JUMP = 0.001, 0.5
 TARGET = 0.8
 """Of the objective's late share: what the correction steers to."""
@@ -22,7 +23,7 @@ def allowed(z: float) -> float:
 
 def floor(offered_day: float) -> float:
     """A big service is never careless: safety costs it little."""
-    return min(0.4, 0.1 * math.log2(1.0 + max(0.0, offered_day)))
+    return min(FLOOR, 0.1 * math.log2(1.0 + max(0.0, offered_day)))
 
 
 def corrected(
