@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from roost.client.services import RolloutBody, ServiceBody
+from roost.client.where import where_in
 from roost.ports.errors import Invalid
 from roost.ports.replicas import Health
 
@@ -202,6 +203,10 @@ def _replicas(value: Any) -> dict[str, Any]:
     return {"min": int(value), "max": int(value)}
 
 
+def _where(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"where": where_in(value)}
+
+
 def _same(name: str, kind: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {name: kind(value)}
 
@@ -243,5 +248,6 @@ KEYS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "hosts": _same("hosts", list),
     "strip": _same("strip", bool),
     "hold": _same("hold_s", seconds),
+    "where": _where,
 }
 """Key -> what it says of the body. The last that speaks of a field counts; ``x-roost`` comes last."""
