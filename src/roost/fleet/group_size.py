@@ -2,10 +2,11 @@
 
 Have = ready and booting, without those that go, are under notice or are stood in for. Below the target:
 recall one that is being drained, promote a warm one, launch the rest. Above it: those that boot go first,
-then those the scaler named, then the emptiest and least likely to last; one that serves goes only when
-enough others are ready.
+then those the scaler named, then the emptiest, least likely to last, and of the pool that has most; one
+that serves goes only when enough others are ready.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 
@@ -120,7 +121,7 @@ def _grow(s: Snapshot, counted: Sequence[MemberView], aim: int) -> list[Instruct
 
 def _why(s: Snapshot, have: int, aim: int) -> str:
     group = s.group
-    parts = [f"{have} of {aim}"]
+    parts = [f"has {have}, needs {aim}"]
     parts.append(f"desired {group.wanted}" + (" by a person" if group.pinned is not None else ""))
     if group.spares:
         parts.append(f"{group.spares} spare")
@@ -175,13 +176,16 @@ def _shrink(s: Snapshot, counted: Sequence[MemberView], aim: int) -> list[Instru
     surplus, serving = len(counted) - aim, len(s.serving)
     budget = allowance(s, "scale-in")
     found: list[Instruction] = []
-    for view in sorted(counted, key=lambda v: _first_to_go(s, v)):
-        if surplus <= 0:
-            break
+    left = list(counted)
+    crowd = Counter(_pool(view) for view in counted)
+    while surplus > 0 and left:
+        view = min(left, key=lambda v: _first_to_go(s, v, crowd))
+        left.remove(view)
         if over[_steady(view)] <= 0 or not _may_shrink(view):
             continue
         surplus -= 1
         over[_steady(view)] -= 1
+        crowd[_pool(view)] -= 1
         if view.member.state in COMING:
             why = f"{_why(s, len(counted), aim)}; it had not served yet"
             ended = machine.end(view.member, s.now_s, why)
@@ -195,6 +199,11 @@ def _shrink(s: Snapshot, counted: Sequence[MemberView], aim: int) -> list[Instru
     return found
 
 
+def _pool(view: MemberView) -> str:
+    instance = view.claim.instance if view.claim is not None else None
+    return "" if instance is None else instance.offer.key
+
+
 def _steady(view: MemberView) -> bool:
     """Counts for the on-demand floor."""
     return view.member.option is OD and not view.member.stand_in
@@ -205,8 +214,8 @@ def _may_shrink(view: MemberView) -> bool:
 
 
 def _first_to_go(
-    s: Snapshot, view: MemberView
-) -> tuple[bool, bool, bool, bool, int, float, float, str]:
+    s: Snapshot, view: MemberView, crowd: Counter[str]
+) -> tuple[bool, bool, bool, bool, int, float, int, float, str]:
     member = view.member
     instance = view.claim.instance if view.claim is not None else None
     price = 0.0 if instance is None else instance.offer.price_usd_hour
@@ -216,7 +225,8 @@ def _first_to_go(
         not member.release,
         not outdated(s, view),
         view.use.slots_used,
-        round(view.survival, 3),
+        round(view.survival, 2),
+        -crowd[_pool(view)],
         -price,
         member.id,
     )

@@ -97,6 +97,16 @@ async def test_hosts_the_scaler_named_go_first(world: GroupWorld) -> None:
     assert await world.ready() == [ready[0], ready[2]]
 
 
+async def test_what_stays_is_spread_over_pools(world: GroupWorld) -> None:
+    name = await world.create(max=6)
+    await world.groups.set_desired(name, 6, "load")
+    await world.after(70)
+    await world.groups.set_desired(name, 2, "calm")
+    await world.after(20)
+    pools = {world.cloud.offers[h].key for h in world.cloud.live()}
+    assert len(pools) == 2
+
+
 async def test_one_that_boots_goes_before_one_that_serves(world: GroupWorld) -> None:
     name = await world.create(max=5)
     await world.groups.set_desired(name, 2, "load")
