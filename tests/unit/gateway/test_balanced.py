@@ -147,7 +147,6 @@ async def test_a_dead_host_fails_no_idempotent_request(edge: Any) -> None:
     async with edge() as setup:
         one, two = await up(setup, "i-1", "i-2")
         setup.routes(service("i-1", "i-2"))
-        await served(setup, 4)
         one.gate.clear()
         two.gate.clear()
         asked = [asyncio.create_task(setup.ask(f"/s/web/{n}")) for n in range(40)]
@@ -159,7 +158,7 @@ async def test_a_dead_host_fails_no_idempotent_request(edge: Any) -> None:
             assert (status, body) == (200, b"i-2 /%d " % n)
         assert await served(setup, 5) == {"i-2": 5}
         counted = seen(setup)
-        assert counted.arrived == counted.finished == 49
+        assert counted.arrived == counted.finished == 45
         assert counted.errors == 0
         assert counted.retried >= 5
         await two.kill()
