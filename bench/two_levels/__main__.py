@@ -10,6 +10,7 @@ the first time, a Debian mirror.
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def main() -> int:
     if not names:
         print(f"nothing is called like {chosen.only!r}; there are: {', '.join(SCENARIOS)}")
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the installation ends with us
     chosen.out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name in names:

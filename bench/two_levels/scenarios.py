@@ -16,8 +16,10 @@ from bench.two_levels.world import Sample, World
 SLOTS = 4
 CALM_S = 10.0
 """Of steady load before anything is done to it."""
-RESTORE_S = 120.0
-EMPTY_S = 300.0
+RESTORE_S = 60.0
+SHARE = 0.35
+"""Of what all replicas can carry: what is left of two hosts after a loss is not full."""
+EMPTY_S = 240.0
 
 
 @dataclass
@@ -85,12 +87,12 @@ def kill_container(world: World) -> Result:
 
 def kill_agent(world: World) -> Result:
     """SIGKILL the agent of a host: its containers run on and are adopted."""
-    return _disturbed(world, "kill an agent", 6, lambda: world.kill_agent())
+    return _disturbed(world, "kill an agent", 8, lambda: world.kill_agent())
 
 
 def kill_host(world: World) -> Result:
     """Take one of two hosts away, without notice."""
-    return _disturbed(world, "kill a host", 6, lambda: world.kill_host())
+    return _disturbed(world, "kill a host", 8, lambda: world.kill_host())
 
 
 def lose_pool(world: World) -> Result:
@@ -105,7 +107,7 @@ def lose_pool(world: World) -> Result:
             world.notice([host], 30.0)
         return f"{len(gone)} of {len(ready)} hosts"
 
-    return _disturbed(world, "lose a pool", 10, take, seconds=90)
+    return _disturbed(world, "lose a pool", 12, take, seconds=90)
 
 
 SCENARIOS: dict[str, Callable[[World], Result]] = {
@@ -120,10 +122,11 @@ SCENARIOS: dict[str, Callable[[World], Result]] = {
 def _disturbed(
     world: World, name: str, replicas: int, act: Callable[[], str], seconds: int = 50
 ) -> Result:
-    """A person's number of replicas under a steady load that half of them could carry."""
+    """A person's number of replicas under a steady load that ``SHARE`` of them can carry."""
     world.services.scale("web", replicas)
     _await(world, lambda s: s.ready == replicas and not s.starting, RESTORE_S)
-    rate = 0.5 * replicas * world.plan.concurrency / world.plan.service_s
+    began = world.watched.samples[-1]
+    rate = SHARE * replicas * world.plan.concurrency / world.plan.service_s
     with world.load(f"{seconds}x{rate:g}") as load:
         time.sleep(CALM_S)
         what = act()
@@ -140,6 +143,7 @@ def _disturbed(
         "all are ready again": None if again is None else again + (fewer or 0.0),
     }
     result.notes.append(f"{what} at {rate:g} requests/s" if what else "nothing was there to kill")
+    result.notes.append(f"{began.ready} of {replicas} containers on {began.hosts} hosts before")
     world.services.scale("web", None)
     return result
 
