@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterable
 
+from roost.placement.model import Ask
+from roost.placement.model import check as check_rules
 from roost.ports.errors import Conflict, Invalid
 from roost.ports.replicas import Health, ReplicaSpec
-from roost.services.model import Goal, Pool, Rollout, Service, Wish
+from roost.services.model import Goal, Pool, Rollout, Service, Where, Wish
 
 MOST_REPLICAS = 10_000
 MOST_SECONDS = 86_400.0
@@ -26,6 +28,7 @@ def check(name: str, wish: Wish) -> None:
     _limits(wish.min, wish.max)
     _rollout(wish.rollout)
     _goal(wish.goal)
+    _where(name, wish.where)
     for host in wish.endpoint.hosts:
         _host(host.lower())
     _seconds("how long requests are held", wish.endpoint.hold_s, least=0.0)
@@ -131,6 +134,12 @@ def _rollout(rollout: Rollout) -> None:
     _seconds("settle_s", rollout.settle_s, least=0.0)
     _seconds("timeout_s", rollout.timeout_s)
     _seconds("drain_s", rollout.drain_s, least=0.0)
+
+
+def _where(name: str, where: Where) -> None:
+    check_rules(Ask(service=name, spread=where.spread, affinity=where.affinity))
+    if not 0 <= where.min_survival <= 1 or not 0 <= where.loss <= 1:
+        raise Invalid("min_survival and loss lie between 0 and 1", hint="for example 0.95 and 0.5")
 
 
 def _goal(goal: Goal) -> None:

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
+
 from roost.fleet.group_model import GroupHost, HostState, Protection
 from roost.placement.model import Affinity, By, Spread
+from roost.ports.errors import Invalid
 from roost.ports.replicas import ReplicaSpec
 from roost.ports.values import Offer, PurchaseOption, Resources
+from roost.services.checks import check
 from roost.services.model import (
     Outcome,
     Pool,
@@ -177,3 +181,17 @@ def test_what_is_drained_holds_no_host_back() -> None:
     mine = [*replicas(web, "h1", "h1", "h1", "h1")]
     gone = Replica(id="old", service_id=web.id, revision=1, state=R.DRAINING, host_id="h2")
     assert releasable([web], [*mine, gone], pool(host("h1"), host("h2")), ["h2"])[0] == ["h2"]
+
+
+def test_rules_that_cannot_be_meant_are_refused_when_they_are_given() -> None:
+    both = (Affinity(service="db"), Affinity(service="db", apart=True))
+    for where in (
+        Where(affinity=both),
+        Where(spread=(Spread(by=By.ZONE, share=2.0),)),
+        Where(min_survival=95.0),
+    ):
+        with pytest.raises(Invalid) as caught:
+            check("web", service(where=where).wish)
+        assert caught.value.hint
+    with pytest.raises(Invalid, match="GPUs"):
+        check("web", service(gpus=1.5).wish)

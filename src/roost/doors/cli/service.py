@@ -20,6 +20,7 @@ from roost.client.services import (
     ServiceCalls,
     ServiceView,
 )
+from roost.client.where import where_of
 from roost.doors.cli.context import age, emit, errors, installation, out, progress
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Gone, Invalid, Retry
@@ -67,6 +68,16 @@ GroupOption = Annotated[str | None, typer.Option(help="Group of hosts (default).
 HostNames = Annotated[list[str] | None, typer.Option("--host", help="Host name; repeatable.")]
 Drain = Annotated[float | None, typer.Option(help="Seconds for what is in flight (30).")]
 Surge = Annotated[int | None, typer.Option(help="More replicas during an update (1).")]
+SpreadOption = Annotated[
+    list[str] | None,
+    typer.Option("--spread", help="zone=0.5: half in a zone at most; host=2; zone=0.5?: a wish."),
+]
+With = Annotated[
+    list[str] | None, typer.Option("--with", help="Beside this service: db, or db@zone.")
+]
+Apart = Annotated[
+    list[str] | None, typer.Option(help="Away from this service: batch, or batch@zone.")
+]
 
 
 def body_of(
@@ -89,6 +100,9 @@ def body_of(
     host: list[str] | None,
     drain: float | None,
     surge: int | None,
+    spread: list[str] | None,
+    near: list[str] | None,
+    apart: list[str] | None,
     files: dict[str, TreeEntry] | None,
 ) -> ServiceBody:
     """What was given; the rest stays unsaid."""
@@ -97,6 +111,7 @@ def body_of(
         return UNSET if value is None else value
 
     policies = None if not target else tuple(_target(text) for text in target)
+    where = where_of(spread or (), near or (), apart or ())
     rollout = RolloutBody(drain_s=said(drain), max_surge=said(surge))
     return ServiceBody(
         command=said(None if command is None else argv_of(command)),
@@ -116,6 +131,7 @@ def body_of(
         group=said(group),
         hosts=said(None if not host else tuple(host)),
         rollout=said(None if drain is None and surge is None else rollout),
+        where=said(where or None),
         files=said(files),
     )
 
@@ -185,6 +201,9 @@ def create(
     host: HostNames = None,
     drain: Drain = None,
     surge: Surge = None,
+    spread: SpreadOption = None,
+    near: With = None,
+    apart: Apart = None,
     wait: WaitOption = 0.0,
     json: JsonOption = False,
 ) -> None:
@@ -195,7 +214,7 @@ def create(
             command=command, image=image, env=env, port=port, cpu=cpu, memory=memory, gpus=gpus,
             least=least, most=most, target=target, concurrency=concurrency, health=health,
             bound=bound, late=late, group=group, host=host, drain=drain, surge=surge,
-            files=sent(services, files),
+            spread=spread, near=near, apart=apart, files=sent(services, files),
         )  # fmt: skip
         token = SystemIds().secret()
         view = services.create(CreateService(name=name, body=body, token=token))
@@ -225,6 +244,9 @@ def update(
     host: HostNames = None,
     drain: Drain = None,
     surge: Surge = None,
+    spread: SpreadOption = None,
+    near: With = None,
+    apart: Apart = None,
     wait: WaitOption = 0.0,
     json: JsonOption = False,
 ) -> None:
@@ -235,7 +257,7 @@ def update(
             command=command, image=image, env=env, port=port, cpu=cpu, memory=memory, gpus=gpus,
             least=least, most=most, target=target, concurrency=concurrency, health=health,
             bound=bound, late=late, group=group, host=host, drain=drain, surge=surge,
-            files=sent(services, files),
+            spread=spread, near=near, apart=apart, files=sent(services, files),
         )  # fmt: skip
         _done(services, services.update(name, body).service, wait, json=json)
 
@@ -266,6 +288,24 @@ def show(ctx: typer.Context, name: NameArgument, json: JsonOption = False) -> No
         if view.replicas:
             out.print(replicas_table(view))
         out.print(revisions_table(view))
+        for text in (view.message, *view.warnings):
+            if text:
+                out.print(f"[yellow]{text}[/]")
+
+
+@app.command()
+def why(ctx: typer.Context, name: NameArgument, json: JsonOption = False) -> None:
+    """Say why there are so many replicas, why each stands where it does, and what others wait for."""
+    with errors():
+        view = calls(ctx).get(name)
+        if json:
+            emit(view)
+            return
+        out.print(f"{view.wanted} wanted: {view.reason}")
+        for r in view.replicas:
+            place = f"on {r.host_id}: {r.where}" if r.host_id else f"waits: {r.detail}"
+            out.print(Text.assemble(r.id, " ", _state(r.state), f" {place}"))
+            out.print(Text(f"  {r.reason}{'; leaves: ' if r.leaving else ''}{r.leaving}", "dim"))
         for text in (view.message, *view.warnings):
             if text:
                 out.print(f"[yellow]{text}[/]")
