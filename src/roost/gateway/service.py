@@ -153,12 +153,10 @@ class GatewayService:
     async def _write(self, name: str, change: _Change) -> None:
         """Compare and set; somebody else's write in between means reading again."""
         async with self._writing:
-            if await self._commit(name, change):
-                await self._read()
+            await self._commit(name, change)
         await self._push()
 
-    async def _commit(self, name: str, change: _Change) -> bool:
-        """Whether anything was different."""
+    async def _commit(self, name: str, change: _Change) -> None:
         for _ in range(ATTEMPTS):
             stored = await self._table.get(name)
             old = None if stored is None else stored.value
@@ -166,15 +164,28 @@ class GatewayService:
             route = changed(None if old is None else old.route, change.applied(name, base))
             new = _Kept(route=route, removed=change.removed)
             if new == old:
-                return False
+                return
+            version = await self._version()
             with contextlib.suppress(Conflict):
-                await self._store.commit([self._table.row(new, stored), await self._version()])
-                return True
+                await self._store.commit([self._table.row(new, stored), version])
+                await self._written(new, version.version)
+                return
         raise Conflict(f"route {name} is being written by somebody else")
 
     async def _version(self) -> Row:
         row = await self._store.get(VERSION_KIND, VERSION_ID)
         return row or Row(kind=VERSION_KIND, id=VERSION_ID)
+
+    async def _written(self, kept: _Kept, over: int) -> None:
+        """``kept`` was written over the snapshot ``over``: thousands of routes are not read for one."""
+        if over != self._routes.version:  # somebody else wrote too
+            await self._read()
+            return
+        routes = dict(self._routes.by_name)
+        routes.pop(kept.id, None)
+        if not kept.removed:
+            routes[kept.id] = kept.route
+        self._routes = RouteTable(routes.values(), version=over + 1)
 
     async def _read(self) -> None:
         version = (await self._version()).version
