@@ -18,7 +18,7 @@ from roost.proxy import policy
 from roost.proxy.answers import Answer
 from roost.proxy.front import ClientConnection, Limits, Proxy
 from roost.proxy.heads import Request
-from roost.proxy.plan import Finished, Pairs, Plan
+from roost.proxy.plan import Finished, Plan
 from roost.proxy.pool import BackendConnection, Pool
 from roost.proxy.server import SWEEP_S
 from roost.proxy.tunnel import Tunnel
@@ -52,7 +52,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Service:
-    """One service: its backends and what was counted. Implements ``proxy.plan.Rewriter``."""
+    """One service: its backends and what was counted."""
 
     def __init__(self, service_id: str, began_s: float) -> None:
         self.service_id = service_id
@@ -64,7 +64,7 @@ class _Service:
             upstreams=self.upstreams,
             retries=RETRIES,
             hedging=HEDGING,
-            rewrite=self,
+            mark=self.load_line,
         )
         self.slots = 0
         self.by_address: dict[str, str] = {}
@@ -86,19 +86,14 @@ class _Service:
         """In line now."""
         return len(self.upstreams.line)
 
-    def request(self, request: Request) -> tuple[bytes, Pairs]:
-        """See ``Rewriter``: nothing is changed on the way in."""
-        return request.target, ()
-
-    def response(self, request: Request, upstream: Upstream) -> Pairs:
-        """See ``Rewriter``: this host's load of this service."""
-        return ((b"Roost-Load", self.load),)
-
-    @property
-    def load(self) -> bytes:
+    def load_line(self) -> bytes:
         """``active`` counts those in line too; ``ms`` is the mean time inside a replica of late."""
         active = min(999_999, self.in_flight + self.queued)
-        return b"active=%d; slots=%d; ms=%d" % (active, self.slots, self.recent_ms)
+        return b"Roost-Load: active=%d; slots=%d; ms=%d\r\n" % (
+            active,
+            self.slots,
+            self.recent_ms,
+        )
 
     def count(self, record: Finished) -> None:
         """A request is over."""

@@ -49,6 +49,7 @@ class Exchange(Attempts):
             return
         assert isinstance(plan, Plan)
         self.plan = plan
+        self.simple = request.direct
         if plan.arrivals is not None:
             plan.arrivals.count += 1
         upstream = plan.upstreams.pick(now_s, idempotent=request.idempotent)
@@ -59,7 +60,6 @@ class Exchange(Attempts):
         upstream.begin()
         if not self.watched and plan.hedging.enabled:
             proxy.watch(self)
-        self.simple = request.direct
         back = upstream.backend.take(now_s, repeatable=request.idempotent)
         if back is None:
             self._sent = 0
@@ -131,10 +131,12 @@ class Exchange(Attempts):
         if left or self.request.closes or transport.is_closing():  # type: ignore[union-attr]
             self._stream(back, data, end, head, left)
             return
+        mark = self.plan.mark  # type: ignore[union-attr]  # as above
+        whole = head.whole if mark is None else head.whole[:-2] + mark() + b"\r\n"
         if end < 1024 and len(data) < 8192:
-            transport.write(head.whole + data[end:])
+            transport.write(whole + data[end:])
         else:
-            transport.write(head.whole)
+            transport.write(whole)
             transport.write(memoryview(data)[end:])
         now_s = self._time()
         if head.load is not None:
@@ -179,6 +181,8 @@ class Exchange(Attempts):
         if closes and not left:
             self.client.hold()
         first = head.closing if closes else head.whole
+        if self.plan is not None and self.plan.mark is not None:
+            first = first[:-2] + self.plan.mark() + b"\r\n"
         if len(data) < JOIN_LIMIT:
             transport.write(first + data[end:])
         else:
@@ -310,6 +314,8 @@ class Exchange(Attempts):
             changes = plan.rewrite.response(request, upstream) if upstream is not None else ()
             if changes:
                 kept = head.changed(changes)
+        if plan is not None and plan.mark is not None:
+            kept += plan.mark()
         tail = b"\r\n"
         if rechunked or (head.chunked and request.http11):
             tail = b"Transfer-Encoding: chunked\r\n\r\n"

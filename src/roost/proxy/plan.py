@@ -70,6 +70,8 @@ class Plan:
     arrivals: Arrivals | None = None
     keeps_answers: bool = False
     """``rewrite`` changes requests only: a whole answer takes the short way as if there were none."""
+    mark: Callable[[], bytes] | None = None
+    """Makes a field line (with its end) that is put on every answer of a backend."""
     plain: bool = field(init=False)
     """None of the hooks is there: the request goes straight to a backend."""
     straight: bool = field(init=False)

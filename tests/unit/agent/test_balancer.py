@@ -99,6 +99,28 @@ async def test_bodies_and_many_requests_on_one_connection(host: Bench) -> None:
         assert moved > 600_000
 
 
+async def test_heads_and_old_clients_in_line(host: Bench) -> None:
+    async with host.agent():
+        await host.set(1, *orders("r-1", concurrency=1))
+        await host.ready("r-1")
+        client = await host.client()
+        assert (await client.ask("/")).text == "r-1"
+        long = asyncio.create_task(host.ask("/sleep=0.3"))
+        await until(lambda: counted(host).in_flight == 1)
+        client.writer.write(b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: counted(host).queued == 1)
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert b" 501 " in head.split(b"\r\n")[0] + b" "  # http.server knows no HEAD here
+        assert b"Roost-Load: active=" in head
+        client.close()
+        await long
+        old = await host.client()
+        old.writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        answer = await old.reader.read()
+        assert answer.endswith(b"r-1")
+        assert b"Roost-Load: active=" in answer
+
+
 async def test_errors_and_refusals_are_counted(host: Bench) -> None:
     async with host.agent():
         await host.set(1, *orders("r-1"))
