@@ -181,6 +181,12 @@ class ExecutedView(msgspec.Struct, frozen=True, kw_only=True):
     output: str
 
 
+class TellMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/services/<id>/metrics``: metrics of the owner's own, to scale by."""
+
+    values: dict[str, float]
+
+
 class ServiceCalls:
     """The calls of services, over a client of the installation."""
 
@@ -231,6 +237,11 @@ class ServiceCalls:
         """Run a command beside a replica; answered when it has ended."""
         path = f"{PATH}/{quote(name, safe='')}/exec"
         return self._client.call("POST", path, ExecutedView, body)
+
+    def tell(self, name: str, values: dict[str, float]) -> None:
+        """Send values of metrics of one's own; policies may name them while they are fresh."""
+        path = f"{PATH}/{quote(name, safe='')}/metrics"
+        self._client.call("POST", path, dict[str, float], TellMetrics(values=values))
 
     def send(self, root: Path) -> Folder:
         """Send a folder's content; its entries go into a body's ``files``."""

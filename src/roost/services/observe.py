@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from roost.ports.errors import Invalid
 from roost.ports.replicas import ServiceReport
 from roost.ports.seen import Seen, ServiceSeen
 from roost.ports.values import HostReport
@@ -25,6 +26,8 @@ TIMES_WANTED = 2000
 TIMES_LEAST = 50
 STARTS = 50
 PERIODS = 180
+MEASURED = frozenset({"cpu", "in_flight", "latency_s", "queue_age_s"})
+TOLD_MOST = 20
 SILENCE_S = 3.0
 """Edges speak each second; one that did not for longer is not believed to have met all at once."""
 SILENT_S = 10.0
@@ -48,6 +51,8 @@ class Track:
         """Edge -> (when it said so, in flight, held)."""
         self.starts: deque[float] = deque(maxlen=STARTS)
         self.metrics: dict[str, deque[float]] = {}
+        self.told: dict[str, tuple[float, float]] = {}
+        """The owner's own metrics: when it was said, and what."""
 
 
 class History:
@@ -64,7 +69,10 @@ class History:
 
     def track(self, service_id: str) -> Track:
         """What is known of a service."""
-        return self._tracks.setdefault(service_id, Track())
+        known = self._tracks.get(service_id)
+        if known is None:
+            known = self._tracks[service_id] = Track()
+        return known
 
     def forget(self, keep: Iterable[str]) -> None:
         """Drop what is known of services that are not among ``keep``."""
@@ -153,6 +161,20 @@ class History:
         """A value of this period."""
         metrics = self.track(service_id).metrics
         metrics.setdefault(name, deque(maxlen=PERIODS)).append(value)
+
+    def tell(self, service_id: str, name: str, value: float, at_s: float) -> None:
+        """A value of a metric of the owner's own. ``Invalid`` for a name that is measured here."""
+        told = self.track(service_id).told
+        if name in MEASURED:
+            raise Invalid(f"{name} is measured here", hint="another name")
+        if name not in told and len(told) >= TOLD_MOST:
+            raise Invalid(f"a service has {TOLD_MOST} metrics of its own at most")
+        told[name] = (at_s, value)
+
+    def told(self, service_id: str, now_s: float, old_s: float) -> dict[str, float]:
+        """The owner's own metrics; NaN for one whose last value is too old."""
+        told = self.track(service_id).told
+        return {k: v if now_s - at_s <= old_s else math.nan for k, (at_s, v) in told.items()}
 
     # --- what decisions take -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ this file only gathers what it sees and carries out what it says. It never start
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,9 @@ from roost.fleet.group_model import HostState, Protection
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, RoostError
 from roost.ports.link import Links
+from roost.ports.replicas import ReplicaReport
 from roost.ports.store import Row, Store, Stored, Table
+from roost.ports.values import HostReport
 from roost.services import observation as seen
 from roost.services import placing
 from roost.services.ledger import Ledger
@@ -29,6 +31,9 @@ PERIOD_S = 10.0
 LOOK_S = 1.0
 """Between looks at the hosts' reports."""
 BOOTS_KEPT = 50
+AT_ONCE = 50
+OLD_PERIODS = 3
+"""A metric that somebody sends is unknown once its last value is older than so many periods."""
 R = ReplicaState
 Decide = Callable[[seen.Observation], seen.Plan]
 PHASES = {
@@ -44,6 +49,28 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     memory: bytes
+
+
+class _Now:
+    """What all services of one round are looked at with."""
+
+    def __init__(
+        self, now_s: float, memories: Mapping[str, bytes], reports: Iterable[HostReport]
+    ) -> None:
+        self.s = now_s
+        self.memories = memories
+        self.replicas: dict[str, ReplicaReport] = {}
+        self.inside: dict[str, int] = {}
+        """Requests inside replicas, by service."""
+        self.waiting: dict[str, int] = {}
+        """Requests that wait at hosts' balancers, by service."""
+        for report in reports:
+            for replica in report.replicas:
+                self.replicas[replica.replica_id] = replica
+            for one in report.services:
+                id_ = one.service_id
+                self.inside[id_] = self.inside.get(id_, 0) + one.in_flight
+                self.waiting[id_] = self.waiting.get(id_, 0) + one.queued
 
 
 class Scaler:
@@ -96,6 +123,11 @@ class Scaler:
         if service.wanted() == 0 and service.person is None:
             await self._service.planned(service_id, 1, 1, "a request waits at the edge")
 
+    def tell(self, service_id: str, values: Mapping[str, float]) -> None:
+        """Metrics of the owner's own."""
+        for name, value in values.items():
+            self.history.tell(service_id, name, value, self._clock.now_s())
+
     # --- the loop ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -132,10 +164,16 @@ class Scaler:
         pools = await self._all_pools(services)
         memories = await self._all_memories()
         now_s = self._clock.now_s()
+        now = _Now(now_s, memories, self._links.reports().values())
+        states = []
+        for service in services:
+            states.append(self._state(service, now))
+            if len(states) % AT_ONCE == 0:
+                await asyncio.sleep(0)  # a thousand services must not keep a notice waiting
         observation = seen.Observation(
             now_s=now_s,
             period_s=self._period_s,
-            services=tuple(self._state(s, now_s, memories) for s in services),
+            services=tuple(states),
             groups=tuple(self._group(p, services, now_s, memories) for p in pools.values()),
         )
         plan = await asyncio.to_thread(self._decide, observation)
@@ -192,13 +230,10 @@ class Scaler:
                 pools[group] = await self._pools.pool(group)
         return pools
 
-    def _state(
-        self, service: Service, now_s: float, memories: Mapping[str, bytes]
-    ) -> seen.ServiceState:
-        history, wish, id_ = self.history, service.wish, service.id
+    def _state(self, service: Service, now: _Now) -> seen.ServiceState:
+        history, wish, id_, now_s = self.history, service.wish, service.id, now.s
         replicas = self._ledger.of(id_)
         self._note_starts(replicas)
-        in_flight, queued = self._load(id_, now_s)
         mean, cv = history.service_time(id_, now_s) or (wish.goal.service_s, 1.0)
         start_p50_s, start_p95_s = history.starts_s(id_) or (5.0, 20.0)
         late, total = history.lateness(id_, now_s)
@@ -214,8 +249,8 @@ class Scaler:
             minutes=history.minutes(id_, now_s),
             recent=history.recent(id_, now_s, period_s),
             recent_s=float(period_s),
-            in_flight=in_flight,
-            queued=queued,
+            in_flight=now.inside.get(id_, 0),
+            queued=now.waiting.get(id_, 0) + history.held(id_, now_s)[1],
             service_mean_s=mean,
             service_cv=cv,
             concurrency=wish.spec.concurrency or 1,
@@ -227,33 +262,25 @@ class Scaler:
             start_p95_s=start_p95_s,
             late=late,
             total=total,
-            metrics=self._metrics(service, replicas, now_s),
-            memory=memories.get(id_),
+            metrics=self._metrics(service, replicas, now),
+            memory=now.memories.get(id_),
         )
 
-    def _load(self, service_id: str, now_s: float) -> tuple[int, int]:
-        """(inside replicas, waiting): as hosts say, and what edges hold."""
-        inside = waiting = 0
-        for report in self._links.reports().values():
-            for service in report.services:
-                if service.service_id == service_id:
-                    inside += service.in_flight
-                    waiting += service.queued
-        return inside, waiting + self.history.held(service_id, now_s)[1]
-
     def _metrics(
-        self, service: Service, replicas: Sequence[Replica], now_s: float
+        self, service: Service, replicas: Sequence[Replica], now: _Now
     ) -> Mapping[str, seen.Floats]:
         """Measures per ready replica; what nobody reported is left out of its mean, or NaN."""
-        found = {r.replica_id: r for h in self._links.reports().values() for r in h.replicas}
-        ready = [found[r.id] for r in replicas if r.state is R.READY and r.id in found]
+        ready = [
+            now.replicas[r.id] for r in replicas if r.state is R.READY and r.id in now.replicas
+        ]
         cpu = [r.cpu_percent / service.wish.spec.vcpus for r in ready if r.cpu_percent is not None]
-        latency_s, waited_s = self.history.latency_s(service.id, now_s)
+        latency_s, waited_s = self.history.latency_s(service.id, now.s)
         values = {
             "cpu": _mean(cpu),
             "in_flight": _mean([float(r.in_flight + r.queued) for r in ready]),
             "latency_s": latency_s,
             "queue_age_s": waited_s,
+            **self.history.told(service.id, now.s, OLD_PERIODS * self._period_s),
         }
         for name, value in values.items():
             self.history.metric(service.id, name, value)

@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roost.ports.errors import Invalid
 from roost.ports.replicas import ServiceReport
 from roost.ports.seen import Seen, ServiceSeen
 from roost.ports.values import HostReport
@@ -91,6 +93,15 @@ def test_service_time_is_measured_inside_replicas_once_enough_have_finished() ->
     assert again is not None
     assert np.allclose(again, (0.1, 1.0)), "a host that began anew counts from nothing"
     assert np.allclose(history.latency_s("s", T + 2), (1.1, 1.0))
+
+
+def test_metrics_of_the_owners_own_grow_old() -> None:
+    history = History()
+    history.tell("s", "jobs", 7.0, T)
+    assert history.told("s", T + 30, 30) == {"jobs": 7.0}
+    assert math.isnan(history.told("s", T + 31, 30)["jobs"])
+    with pytest.raises(Invalid, match="measured here"):
+        history.tell("s", "cpu", 7.0, T)
 
 
 def test_lateness_has_the_length_of_the_minutes() -> None:

@@ -1,5 +1,7 @@
 """The endpoints of services. Holds no rules and keeps no state."""
 
+import math
+import re
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from roost.client.services import (
     ScaleService,
     ServiceBody,
     ServiceView,
+    TellMetrics,
 )
 from roost.doors.rest.plumbing import answer, read
 from roost.ports.errors import Gone, Invalid
@@ -34,6 +37,7 @@ LARGEST = 16 << 20
 """A body may name every file of a folder."""
 DEFAULT = Wish(spec=ReplicaSpec(vcpus=0.5, memory_mib=256.0))
 TAIL = 64 << 10
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 SPEC = (
     "command",
     "image",
@@ -74,6 +78,7 @@ class ServiceDoor:
             ("POST", "/api/v1/services/{id}/rollback", cls.rollback),
             ("GET", "/api/v1/services/{id}/logs", cls.logs),
             ("POST", "/api/v1/services/{id}/exec", cls.execute),
+            ("POST", "/api/v1/services/{id}/metrics", cls.metrics),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -143,6 +148,18 @@ class ServiceDoor:
         )
         view = ExecutedView(replica=replica_id, exit_code=done.exit_code, output=done.output)
         return answer(view)
+
+    async def metrics(self, request: Request) -> Response:
+        """Values of metrics of the owner's own."""
+        body = await read(request, TellMetrics)
+        service = await self._service(request)
+        for name, value in body.values.items():
+            if not NAME.fullmatch(name) or not math.isfinite(value):
+                raise Invalid(
+                    f"{name[:80]}={value} is no metric", hint="for example queue_length=7"
+                )
+        self._scaler.tell(service.id, body.values)
+        return answer(body.values)
 
     async def _service(self, request: Request) -> Service:
         return await self._services.get(request.path_params["id"])
