@@ -168,7 +168,10 @@ def _predicted(
     if s.queued > now:
         now += math.ceil((s.queued - now) * m.service_s / _DRAIN_S / max(1, s.concurrency))
     up = max(m.up, now)
-    why = f"{m.up} by forecast, {now} for the present {0.0 if rate is None else rate:.3g}/s"
+    present = (
+        "its present load is not known" if rate is None else f"{now} for the present {rate:.3g}/s"
+    )
+    why = f"{m.up} by forecast, {present}"
     if low == 0:
         up, sleep = _awake(s, m, up)
         if sleep:
