@@ -14,7 +14,8 @@ from roost.sim.scaling.charts import draw
 from roost.sim.scaling.compare import POLICIES, Row, play, remembered, summary
 from roost.sim.scaling.oracle import Oracle
 from roost.sim.scaling.pool import Spot
-from roost.sim.scaling.scenario import DAY_S, SCENARIOS, START_S, Scenario, build
+from roost.sim.scaling.scenario import SCENARIOS, START_S, Scenario, build
+from roost.sim.scaling.traces import DAY_S
 
 CORRELATED_HOUR = 12.5
 """Hour of each day at which ``--together`` takes a third of the hosts."""

@@ -21,8 +21,11 @@ STEPS = (-1, 0, 1, 2, 3, 4, 6, 9, 13)
 """Courses that are simulated: the mean load of each block and so many units more."""
 LOST = 0.2
 """A minute with this share late is not tried with less: then everything in it counts as late."""
-BISECTIONS = 8
+BISECTIONS = 12
+CORRECTIONS = 4
 SPLICES = 4
+CLOSE = 0.85
+"""So much of the allowance used is good enough."""
 SHIFTS_S = (40.0, 20.0, 10.0)
 """By how much a rise is put off or a fall brought forward, tried one after the other."""
 
@@ -46,6 +49,8 @@ class _Service:
     """One load cut into blocks, and what each number of containers would have made late in each."""
 
     load: Load
+    queue: Queue
+    """To simulate with; used again and again."""
     unit: int
     base: Ints
     late: Floats
@@ -54,11 +59,17 @@ class _Service:
     """That count, by block."""
     block_s: float
 
+    @property
+    def levels(self) -> int:
+        """How many numbers of units are weighed."""
+        return int(self.base.max()) + STEPS[-1] + 1
+
     def safe(self) -> Ints:
         """Fewest units from which on nobody is late, as far as was tried, by block."""
         good = np.cumsum(self.late[::-1], axis=0)[::-1] <= 0
         first = np.where(good.any(axis=0), good.argmax(axis=0), len(STEPS) - 1)
-        return np.maximum(self.base + np.array(STEPS)[first], 0)
+        safe: Ints = np.maximum(self.base + np.array(STEPS)[first], 0)
+        return safe
 
     def table(self, levels: int) -> Floats:
         """Late requests, levels x blocks; level n is n units of containers."""
@@ -83,22 +94,26 @@ def oracle(scenario: Scenario) -> Oracle:
     services = [_tried(load, unit, block_s, scenario.end_s) for load in scenario.loads]
     wait_s = sum(scenario.machines.boot_s) / 2 + sum(scenario.machines.start_s) / 2
     game = _Game(services, slots, wait_s)
-    courses = _spliced(game, *_bisected(game))
-    return game.result(game.trimmed(courses))
+    return game.result(game.trimmed(_within(game)))
 
 
-def _bisected(game: "_Game") -> tuple[list[Ints], list[Ints]]:
-    """The cheapest courses within the allowance, and the dearest that are not, by the price of being late."""
-    low, high = -3.0, 4.0
-    kept, missed = game.courses(high), game.courses(low)
-    for _ in range(BISECTIONS):
-        price = (low + high) / 2
-        courses = game.courses(price)
-        if game.late_share(courses) <= ALLOWED:
-            kept, high = courses, price
+def _within(game: "_Game") -> list[Ints]:
+    """The cheapest courses within the allowance: priced by the table, corrected by simulation."""
+    aim, kept, missed = ALLOWED, None, None
+    for _ in range(CORRECTIONS):
+        fit, over = game.priced(aim)
+        share = game.late_share(fit)
+        if share <= ALLOWED:
+            kept, missed = fit, missed or over
+            if share >= CLOSE * ALLOWED:
+                return fit
+            aim *= min(2.0, 0.95 * ALLOWED / max(share, 1e-9))
         else:
-            missed, low = courses, price
-    return kept, missed
+            missed = fit
+            aim *= max(0.3, 0.9 * ALLOWED / share)
+    if kept is None:
+        kept, _ = game.priced(0.0)
+    return _spliced(game, kept, missed or kept)
 
 
 def _spliced(game: "_Game", kept: list[Ints], missed: list[Ints]) -> list[Ints]:
@@ -122,29 +137,39 @@ def _spliced(game: "_Game", kept: list[Ints], missed: list[Ints]) -> list[Ints]:
 def _tried(load: Load, unit: int, block_s: float, end_s: float) -> _Service:
     edges = np.arange(START_S, end_s + 1e-6, block_s)
     places = np.searchsorted(load.at_s, edges)
-    sums = np.concatenate([[0.0], np.cumsum(load.takes_s)])
-    need = np.diff(sums[places]) / (block_s * load.concurrency)
+    need = np.diff(_worked(load, edges)) / (block_s * load.concurrency)
     base = np.ceil(need / unit).astype(np.int64)
     counted = np.concatenate([[0.0], np.cumsum(load.takes_s <= load.bound_s)])
     requests = np.diff(counted[places])
+    queue = Queue(load)
     tried = {step: np.zeros(len(base)) for step in STEPS}
     risky = np.ones(len(base), dtype=bool)
     for step in STEPS[1:]:
-        tried[step] = _late(Queue(load), np.maximum(base + step, 0) * unit, edges, risky)
+        tried[step] = _late(queue, np.maximum(base + step, 0) * unit, edges, risky)
         # With more, only the minutes that are not yet well can be late.
         risky = _near(tried[step] > 0)
     hopeful = tried[0] < LOST * requests
-    fewer = _late(Queue(load), np.maximum(base - 1, 0) * unit, edges, hopeful)
+    fewer = _late(queue, np.maximum(base - 1, 0) * unit, edges, hopeful)
     tried[-1] = np.where(hopeful, fewer, requests)
-    return _Service(load, unit, base, np.array(list(tried.values())), requests, block_s)
+    return _Service(load, queue, unit, base, np.array(list(tried.values())), requests, block_s)
+
+
+def _worked(load: Load, edges: Floats) -> Floats:
+    """Seconds of work done before each edge if nobody ever waited."""
+    done = np.zeros(len(edges))
+    for times, sign in ((load.at_s, 1.0), (np.sort(load.at_s + load.takes_s), -1.0)):
+        sums = np.concatenate([[0.0], np.cumsum(times)])
+        before = np.searchsorted(times, edges)
+        done += sign * (edges * before - sums[before])
+    return done
 
 
 def _near(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Also the two before and the one after each."""
+    """Also the four before and after each: where a queue may come from and go to."""
     wide = found.copy()
-    wide[:-1] |= found[1:]
-    wide[:-2] |= found[2:]
-    wide[1:] |= found[:-1]
+    for by in range(1, 5):
+        wide[:-by] |= found[by:]
+        wide[by:] |= found[:-by]
     return wide
 
 
@@ -154,6 +179,7 @@ def _late(queue: Queue, containers: Ints, edges: Floats, played: NDArray[np.bool
     Only blocks that are ``played`` are simulated; the others have nobody late.
     """
     load = queue.load
+    queue.again(float(edges[0]))
     places = np.searchsorted(load.at_s, edges)
     late = np.zeros(len(containers))
     before = False
@@ -189,11 +215,10 @@ def _give_up(queue: Queue, late: Floats, places: Ints) -> None:
         _count(queue, slice(queue.head, queue.tail), late, places)
 
 
-def _course(service: _Service, price_s: float, wait_s: float) -> Ints:
+def _course(service: _Service, late: Floats, price_s: float, wait_s: float) -> Ints:
     """The cheapest containers by block: unit-seconds, ``price_s`` per late request, ``wait_s`` per rise."""
     least = -(-service.load.min_replicas // service.unit)
-    levels = int(service.base.max()) + STEPS[-1] + 1
-    late = service.table(levels)
+    levels = len(late)
     number = np.arange(levels)
     cost = number[:, None] * service.block_s + price_s / service.unit * late
     cost[:least] = np.inf
@@ -227,7 +252,7 @@ def _running(values: Floats) -> tuple[Floats, Ints]:
 class _Plan:
     """Containers of each service between ``edges``, and the hosts that hold them."""
 
-    edges: Floats
+    edges: np.ndarray
     containers: list[Ints]
     hosts: Ints
 
@@ -239,14 +264,37 @@ class _Game:
         self.services = services
         self.slots = slots
         self.wait_s = wait_s
+        self.tables = [one.table(one.levels) for one in services]
         self.block_s = services[0].block_s
         self.edges = START_S + self.block_s * np.arange(len(services[0].base) + 1)
         self.requests = max(1.0, sum(float(one.requests.sum()) for one in services))
 
-    def courses(self, price: float) -> list[Ints]:
+    def priced(self, aim: float) -> tuple[list[Ints], list[Ints]]:
+        """The cheapest courses with at most ``aim`` late by the table, and the nearest that have more."""
+        low, high = -3.0, 5.0
+        fit, over = self._courses(high), self._courses(low)
+        for _ in range(BISECTIONS):
+            price = (low + high) / 2
+            courses = self._courses(price)
+            if self._expected(courses) <= aim:
+                fit, high = courses, price
+            else:
+                over, low = courses, price
+        return fit, over
+
+    def _courses(self, price: float) -> list[Ints]:
         """The best courses for a price per late request of 10^price blocks."""
         price_s = self.block_s * 10.0**price
-        return [_course(one, price_s, self.wait_s) for one in self.services]
+        return [
+            _course(one, table, price_s, self.wait_s)
+            for one, table in zip(self.services, self.tables, strict=True)
+        ]
+
+    def _expected(self, courses: list[Ints]) -> float:
+        late = 0.0
+        for one, table, course in zip(self.services, self.tables, courses, strict=True):
+            late += float(table[course // one.unit, np.arange(len(course))].sum())
+        return late / self.requests
 
     def late_share(self, courses: list[Ints]) -> float:
         """Of the plan that comes of ``courses``."""
@@ -266,7 +314,7 @@ class _Game:
         found = []
         for service, containers in zip(self.services, plan.containers, strict=True):
             risky = _near(containers < self._safe(service, plan.edges))
-            found.append(_late(Queue(service.load), containers, plan.edges, risky))
+            found.append(_late(service.queue, containers, plan.edges, risky))
         return found
 
     def _safe(self, service: _Service, edges: Floats) -> Ints:
@@ -330,4 +378,5 @@ def _moved(plan: _Plan, shift_s: float, up: bool, which: NDArray[np.bool_]) -> _
 def _around(late: Floats) -> Floats:
     """For each inner edge: late requests of the two spans beside it and one more on each side."""
     padded = np.concatenate([[0.0], late, [0.0]])
-    return padded[:-3] + padded[1:-2] + padded[2:-1] + padded[3:]
+    found: Floats = padded[:-3] + padded[1:-2] + padded[2:-1] + padded[3:]
+    return found

@@ -13,6 +13,8 @@ from roost.sim.scaling.scenario import MINUTE_S, Load
 from roost.sim.scaling.traces import Floats
 
 NONE = np.empty(0)
+PIECE = 1024
+"""Requests that are walked one by one at a time."""
 SAMPLES = 2000
 """Finished requests a policy may see the service times of."""
 
@@ -106,28 +108,45 @@ class Queue:
         self.late[place] += requests
         self.spoilt[place] += requests
 
+    def again(self, at_s: float) -> None:
+        """As new, with nothing begun, from the first request after ``at_s`` on."""
+        self.response_s[:] = self.takes_s
+        self.late[:] = 0.0
+        self.spoilt[:] = 0.0
+        self.busy, self.slots, self.opening, self.awake_s = NONE, 0, [], -np.inf
+        self.head = self.tail = int(np.searchsorted(self.at_s, at_s))
+
     def advance(self, now_s: float, until_s: float) -> Step:
         """Serve until ``until_s``. Slots that open before are used from the moment they open."""
-        tail = int(np.searchsorted(self.at_s, until_s))
-        step = Step(arrived=tail - self.tail)
-        self.tail = tail
+        step = Step()
+        self._span(now_s, until_s, step)
+        return step
+
+    def _span(self, now_s: float, until_s: float, step: Step) -> None:
+        before = self.tail
+        self.tail = int(np.searchsorted(self.at_s, until_s))
+        arrived = self.tail - before
         busy = self.busy[np.searchsorted(self.busy, now_s, side="right") :]
         opening = [at for at in self.opening if at < until_s]
+        if not self._all_at_once(now_s, until_s, busy, step):
+            if arrived > PIECE:
+                # Somebody waits, but hardly all the time: most pieces are done at once.
+                self.tail, middle_s = before, (now_s + until_s) / 2.0
+                self._span(now_s, middle_s, step)
+                self._span(middle_s, until_s, step)
+                return
+            self._one_by_one(now_s, until_s, busy, opening, step)
+        step.arrived += arrived
         if opening:
             self.opening = [at for at in self.opening if at >= until_s]
-            if not self.slots:
-                self.awake_s = min(opening)
-        if not self._all_at_once(now_s, until_s, busy, step):
-            self._one_by_one(now_s, until_s, busy, opening, step)
-        self.slots += len(opening) * self.load.concurrency
-        return step
+            self.slots += len(opening) * self.load.concurrency
 
     def _all_at_once(self, now_s: float, until_s: float, busy: Floats, step: Step) -> bool:
         """True if no request waits, with the slots open now: then all begin as they arrive."""
         head, tail = self.head, self.tail
         if head == tail:
             self.busy = busy[np.searchsorted(busy, until_s, side="right") :]
-            step.busy_s = _inside(busy, until_s) - len(busy) * now_s
+            step.busy_s += _inside(busy, until_s) - len(busy) * now_s
             return True
         at_s = self.at_s[head:tail]
         if self.slots == 0 or at_s[0] < now_s:
@@ -141,7 +160,7 @@ class Queue:
         flying -= np.searchsorted(everything, at_s, side="right")
         if flying.max() > self.slots:
             return False
-        step.busy_s = _inside(everything, until_s) - before * now_s - float(at_s.sum())
+        step.busy_s += _inside(everything, until_s) - before * now_s - float(at_s.sum())
         self.busy = everything[np.searchsorted(everything, until_s, side="right") :]
         self.head = tail
         return True
@@ -154,24 +173,19 @@ class Queue:
         heap += [now_s] * (self.slots - len(heap))
         for at in opening:
             heap += [max(at, now_s)] * wide
-        ends = heap
         begun: list[float] = []
+        if opening and not self.slots:
+            self.awake_s = min(opening)
         if heap:
             heapify(heap)
-            begin = begun.append
-            at_s = self.at_s[self.head : self.tail].tolist()
-            takes_s = self.takes_s[self.head : self.tail].tolist()
-            for at, takes in zip(at_s, takes_s, strict=True):
-                free = heap[0]
-                start = at if at > free else free
-                if start >= until_s:
+            for first in range(self.head, self.tail, PIECE):
+                piece = slice(first, min(first + PIECE, self.tail))
+                if _begin(heap, self.at_s[piece], self.takes_s[piece], until_s, begun):
                     break
-                heapreplace(heap, start + takes)
-                begin(start)
         self._note(np.array(begun))
-        everything = np.array(ends)
+        everything = np.array(heap)
         everything.sort()
-        step.busy_s = self._worked(now_s, until_s, busy, begun)
+        step.busy_s += self._worked(now_s, until_s, busy, begun)
         self.busy = everything[np.searchsorted(everything, until_s, side="right") :]
 
     def _worked(self, now_s: float, until_s: float, busy: Floats, begun: list[float]) -> float:
@@ -197,6 +211,21 @@ class Queue:
             np.add.at(self.late, minutes, 1.0)
             np.add.at(self.spoilt, minutes, self.at_s[done][late] < self.awake_s)
         self.head = head + len(starts)
+
+
+def _begin(
+    heap: list[float], at_s: Floats, takes_s: Floats, until_s: float, begun: list[float]
+) -> bool:
+    """Let requests begin, each on the slot that is free first; True once one cannot before ``until_s``."""
+    begin = begun.append
+    for at, takes in zip(at_s.tolist(), takes_s.tolist(), strict=True):
+        free = heap[0]
+        start = at if at > free else free
+        if start >= until_s:
+            return True
+        heapreplace(heap, start + takes)
+        begin(start)
+    return False
 
 
 def _inside(ends: Floats, until_s: float) -> float:

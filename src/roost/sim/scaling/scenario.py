@@ -94,7 +94,7 @@ class Kind:
 TWITTER = Kind("twitter_sec", 9, 3, 1.0, 0.4, 1.0, 1.8)
 NASA = Kind("nasa_sec", 21, 5, 1.0, 4.0, 0.8, 18.0)
 LLM = Kind("servegen_mlarge_sec", 5, 3, 1.0, 4.7, 0.0, 21.0, concurrency=4)
-WORLD_CUP = Kind("wc98_min", 42, 3, 0.1, 0.5, 1.0, 2.25)
+WORLD_CUP = Kind("wc98_min", 42, 3, 0.05, 0.5, 1.0, 2.25)
 IMAGE = Kind("gentd26_requests", 7, 7, 1.0, 26.4, 0.0, 120.0, min_replicas=0)
 MIX = (
     Kind("twitter_sec", 9, 3, 0.3, 0.4, 1.0, 1.8),

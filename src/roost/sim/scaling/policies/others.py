@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from roost.sim.scaling.policies.nodes import Nodes, ToFit
-from roost.sim.scaling.scenario import MINUTE_S
+from roost.sim.scaling.scenario import MINUTE_S, START_S
 from roost.sim.scaling.traces import Floats
 from roost.sim.scaling.world import ServiceView, View, Want
 
@@ -55,7 +55,7 @@ class Fixed:
         replicas = []
         for seen in view.services:
             load = seen.load
-            peak = float(np.nanmax(load.minutes)) / MINUTE_S
+            peak = float(np.nanmax(load.minutes[int(START_S / MINUTE_S) :])) / MINUTE_S
             containers = ceil(self.headroom * peak * load.mean_s / load.concurrency)
             replicas.append(clip(seen, containers))
         return ToFit().want(view, replicas)
@@ -194,7 +194,7 @@ class AwsTargetTracking:
             self._fresh_s = now_s
             self._forecast = by_hour(seen.minutes(), now_s)
         hour = int((now_s + 300.0) // 3600.0) % 24
-        rate = max(self._forecast[hour], self._forecast[int(now_s // 3600.0) % 24])
+        rate = float(max(self._forecast[hour], self._forecast[int(now_s // 3600.0) % 24]))
         work = rate * seen.service_time()[0] / seen.load.concurrency
         return ceil(work / self.target)
 
