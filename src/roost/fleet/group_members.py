@@ -45,7 +45,7 @@ class GroupMembers:
 
         ``Invalid`` when it goes already, or the group may not get smaller.
         """
-        group, member, _ = await self._find(host_id)
+        group, _, _ = await self._find(host_id)
         if smaller:
             if group.wanted - 1 < group.spec.min:
                 raise Invalid(
@@ -67,7 +67,7 @@ class GroupMembers:
                 )
             raise Invalid(f"{host_id} is {member.state} already")
 
-        return await self._write(member.id, drained)
+        return await self._write(host_id, drained)
 
     async def answer(self, host_id: str, hook: str, result: str) -> Member:
         """A hook has finished: ``continue``, or ``abandon`` (a host that comes up is replaced).

@@ -124,8 +124,8 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A spot host that no pool gives within this time is stood in for on demand; 0 = never."""
     pool_share: float = 0.5
     """At most this share of the hosts in one pool, as far as others are to be had."""
-    region_share: float = 1.0
-    """The same for one region: below 1 the group spreads over regions."""
+    region_share: float = 0.5
+    """The same for one region: a second region removes most joint losses, a second zone does not."""
     spares: int = 0
     """At most so many hosts above desired while the risk of losing some is high."""
     rebalance: bool = True

@@ -234,7 +234,7 @@ def _first_to_go(
 
 def idleness(s: Snapshot, view: MemberView) -> str:
     """Why this one: what idles on it and since when."""
-    if view.member.release:
+    if view.member.release and view.member.release not in s.group.reason:
         return view.member.release
     slots = f"{view.use.slots_used} of {s.group.spec.slots} slots used"
     if view.member.stand_in:

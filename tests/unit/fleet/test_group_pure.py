@@ -46,7 +46,8 @@ def zones(found: list[RankedOffer]) -> list[str]:
 
 def test_pools_and_regions_have_their_share() -> None:
     pools = ranked("r1a", "r1b", "r2a")
-    assert zones(allocate(spec(pool_share=0.5), pools, [], 4)) == ["r1a", "r1a", "r1b", "r1b"]
+    one = spec(pool_share=0.5, region_share=1.0)
+    assert zones(allocate(one, pools, [], 4)) == ["r1a", "r1a", "r1b", "r1b"]
     assert zones(allocate(spec(pool_share=0.5, region_share=0.5), pools, [], 4)) == [
         "r1a",
         "r1a",
@@ -54,7 +55,8 @@ def test_pools_and_regions_have_their_share() -> None:
         "r2a",
     ]
     held = [offer("r1a"), offer("r1a")]
-    assert zones(allocate(spec(pool_share=0.5), pools, held, 2)) == ["r1b", "r1b"]
+    assert zones(allocate(one, pools, held, 2)) == ["r1b", "r1b"]
+    assert zones(allocate(spec(), pools, held, 2)) == ["r2a", "r2a"], "by default two regions"
 
 
 def test_a_share_gives_way_before_a_host_is_missing_and_a_tier_does_not() -> None:

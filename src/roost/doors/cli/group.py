@@ -59,7 +59,7 @@ PoolShare = Annotated[
     float | None, typer.Option(help="Most of the hosts in one pool, 0 to 1 (0.5).")
 ]
 RegionShare = Annotated[
-    float | None, typer.Option(help="Most of the hosts in one region, 0 to 1 (1).")
+    float | None, typer.Option(help="Most of the hosts in one region, 0 to 1 (0.5).")
 ]
 Spares = Annotated[int | None, typer.Option(help="Hosts above desired while risk is high (0).")]
 WarmSize = Annotated[int | None, typer.Option("--warm", help="Hosts prepared in advance (0).")]
