@@ -22,7 +22,7 @@ def draw(path: Path, scenario: Scenario, result: Result, best: Oracle | None) ->
     count = len(scenario.loads)
     figure = Figure(figsize=(12, 2.2 + 4.6 * count), layout="constrained")
     panels = figure.subplots(2 * count + 1, 1, sharex=True)
-    hours: Floats = np.arange(len(tracks.hosts)) * MINUTE_S / HOUR_S
+    hours: Floats = np.arange(len(tracks.hosts), dtype=np.float64) * (MINUTE_S / HOUR_S)
     for number, load in enumerate(scenario.loads):
         rate = tracks.arrivals[number] / MINUTE_S
         _capacity(panels[2 * number], hours, tracks.containers[number], load.name)

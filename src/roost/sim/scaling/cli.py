@@ -61,7 +61,7 @@ def scaling(
                     for one in policies:
                         progress.update(task, description=f"{name} {number}: {one}")
                         rows.append(
-                            play(scenario, one, best, _spot(spot, together, scenario.end_s))
+                            play(scenario, one, best, spot_of(spot, together, scenario.end_s))
                         )
                         progress.advance(task)
                         _draw(charts, scenario, rows[-1], best)
@@ -82,7 +82,8 @@ def _chosen(asked: str, known: list[str], what: str) -> list[str]:
     return names
 
 
-def _spot(rate: float, together: bool, end_s: float) -> Spot:
+def spot_of(rate: float, together: bool, end_s: float) -> Spot:
+    """Losses of hosts on their own, and of a third of them at once each day until ``end_s``."""
     at_s = START_S + CORRELATED_HOUR * 3600.0
     times: list[float] = []
     while together and at_s < end_s:
