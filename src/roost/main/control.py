@@ -159,6 +159,7 @@ class Control:
             groups=self.groups,
             services=self.serving.service,
             ledger=self.serving.ledger,
+            remote_write=settings(str(self.state.root)).remote_write,
         )
 
     def _wire_groups(self) -> None:

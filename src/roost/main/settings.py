@@ -36,6 +36,8 @@ class Settings:
     """Package environment of hosts (``ROOST_IMAGE``)."""
     scale_period_s: float = 10.0
     """Seconds between two scaling decisions (``ROOST_SCALE_PERIOD_S``)."""
+    remote_write: str = ""
+    """Where the metrics are sent to, by Prometheus' remote write (``ROOST_REMOTE_WRITE``, a URL)."""
 
     @property
     def market(self) -> Path:
@@ -57,7 +59,17 @@ def settings(state_dir: str | None = None) -> Settings:
         edges=max(1, _number("ROOST_EDGES", 1)),
         image=env.get("ROOST_IMAGE", "data-science"),
         scale_period_s=max(1, _number("ROOST_SCALE_PERIOD_S", 10)),
+        remote_write=_url("ROOST_REMOTE_WRITE"),
     )
+
+
+def _url(name: str) -> str:
+    text = os.environ.get(name, "")
+    if text and not text.startswith(("http://", "https://")):
+        raise Invalid(
+            f"{name}={text} is no URL", hint=f"{name}=http://prometheus:9090/api/v1/write"
+        )
+    return text
 
 
 def _address(text: str) -> str:

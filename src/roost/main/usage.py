@@ -3,12 +3,15 @@
 import asyncio
 import logging
 
+import httpx
+
 from roost.client.top import TopView
 from roost.fleet.group_model import HostState
 from roost.fleet.groups import Groups
 from roost.metrics.history import History
 from roost.metrics.model import Facts, HostFacts, ReplicaFacts, ServiceFacts
 from roost.metrics.page import text
+from roost.metrics.remote_write import HEADERS, body
 from roost.metrics.top import view
 from roost.ports.clock import Clock
 from roost.ports.errors import RoostError
@@ -20,6 +23,9 @@ from roost.services.service import ServiceService
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 1.0
+SEND_S = 15.0
+"""Between two remote writes."""
+TIMEOUT_S = 10.0
 FORGET_EVERY = 15
 """Each so many samples what has gone is forgotten."""
 
@@ -35,20 +41,29 @@ class UsageRoom:
         groups: Groups,
         services: ServiceService,
         ledger: Ledger,
+        remote_write: str = "",
     ) -> None:
+        """``remote_write`` is the URL that the metrics are sent to; empty = nowhere."""
         self.history = History()
         self._clock = clock
         self._links = links
         self._groups = groups
         self._services = services
         self._ledger = ledger
+        self._remote_write = remote_write
 
     def seen(self, seen: Seen) -> None:
         """What an edge counted."""
         self.history.seen(seen, self._clock.now_s())
 
     async def run(self) -> None:
-        """Sample until cancelled."""
+        """Sample, and send where that is wanted, until cancelled."""
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self._sample())
+            if self._remote_write:
+                parts.create_task(self.send(self._remote_write))
+
+    async def _sample(self) -> None:
         samples = 0
         while True:
             try:
@@ -60,6 +75,23 @@ class UsageRoom:
                 log.warning("usage: %s", error)
             samples += 1
             await asyncio.sleep(SAMPLE_S)
+
+    async def send(self, url: str) -> None:
+        """Write the page to a Prometheus until cancelled. What cannot be sent is left out: counters
+        only grow, so the next one says it again."""
+        failed = False
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+            while True:
+                await asyncio.sleep(SEND_S)
+                try:
+                    content = body(await self.page(), self._clock.now_s())
+                    answer = await client.post(url, content=content, headers=HEADERS)
+                    answer.raise_for_status()
+                    failed = False
+                except (RoostError, httpx.HTTPError, httpx.InvalidURL) as error:
+                    if not failed:  # said once, not four times a minute
+                        log.warning("metrics cannot be sent: %s", error)
+                    failed = True
 
     async def facts(self) -> Facts:
         """Who there is now."""
