@@ -70,8 +70,17 @@ def missing(services: Sequence[Service], replicas: Iterable[Replica], pool: Pool
 
     Where a new host will stand is not for services to say: rules of zones, regions and pools ask for none.
     """
-    waiting = [r for r in replicas if r.state is R.WANTED]
-    hosts = standing(services, replicas, pool, booting=True)
+    live = list(replicas)
+    waiting: list[Replica] = []
+    hosts = standing(services, live, pool, booting=True)
+    for service in services:
+        mine = [r for r in live if r.service_id == service.id]
+        there = sum(hosts.tally(service.id).hosts.values())
+        updating = any(r.revision != service.revision for r in mine)
+        surge = service.wish.rollout.max_surge if updating else 0
+        # What only fills slots that are free anyway is no reason for another host.
+        short = service.wanted(only_needed=True) + surge - there
+        waiting += [r for r in mine if r.state is R.WANTED][: max(0, short)]
     asks = [_anywhere(ask) for ask in _asks(services, waiting)]
     return sum(grow(asks, hosts, [Kind(facts=_template(pool))]).launch.values())
 
@@ -86,6 +95,21 @@ def _anywhere(ask: Ask) -> Ask:
         pools=(),
         min_survival=0.0,
     )
+
+
+def room(
+    service: Service,
+    services: Sequence[Service],
+    replicas: Iterable[Replica],
+    pool: Pool,
+    count: int,
+) -> int:
+    """How many of ``count`` replicas of a service have a place or find one now, on booting hosts too."""
+    hosts = standing(services, replicas, pool, booting=True)
+    there = sum(hosts.tally(service.id).hosts.values())
+    ask = ask_of(service, service.revision, services)
+    more = place_many([ask] * max(0, count - there), hosts)
+    return there + sum(choice.host is not None for choice in more)
 
 
 def slots(services: Sequence[Service], pool: Pool) -> int:

@@ -21,7 +21,7 @@ from roost.ports.values import HostReport
 from roost.services import observation as seen
 from roost.services import placing
 from roost.services.ledger import Ledger
-from roost.services.model import Pool, Pools, Replica, ReplicaState, Service, ServiceState
+from roost.services.model import Pool, Pools, Replica, ReplicaState, Service, ServiceState, Where
 from roost.services.observe import History
 from roost.services.service import ServiceService
 
@@ -35,6 +35,7 @@ AT_ONCE = 50
 OLD_PERIODS = 3
 """A metric that somebody sends is unknown once its last value is older than so many periods."""
 R = ReplicaState
+ANYWHERE = Where()
 Decide = Callable[[seen.Observation], seen.Plan]
 PHASES = {
     HostState.BOOTING: seen.HostPhase.BOOTING,
@@ -179,20 +180,30 @@ class Scaler:
         plan = await asyncio.to_thread(self._decide, observation)
         await self._remember(plan)
         for service in services:
-            await self._apply(service, plan.services.get(service.id))
+            await self._apply(service, plan.services.get(service.id), pools, services)
         for group, decided in plan.groups.items():
             self._hosts[group] = decided.hosts
             await self._want(pools[group], decided.reason, decided.release)
         return plan
 
-    async def _apply(self, service: Service, decided: seen.ServicePlan | None) -> None:
+    async def _apply(
+        self,
+        service: Service,
+        decided: seen.ServicePlan | None,
+        pools: Mapping[str, Pool],
+        services: Sequence[Service],
+    ) -> None:
         if decided is None:
             return
         self.warnings[service.id] = decided.warnings
+        replicas, pool = decided.replicas, pools.get(service.wish.group)
+        if replicas > decided.needed and service.wish.where != ANYWHERE and pool is not None:
+            # Its rules may keep it off slots that are free: what only fills them is not waited for.
+            there = [r for s in services for r in self._ledger.of(s.id)]
+            room = placing.room(service, services, there, pool, replicas)
+            replicas = max(decided.needed, room)
         with contextlib.suppress(Gone, Conflict):  # deleted meanwhile, or the next period will do
-            await self._service.planned(
-                service.id, decided.replicas, decided.needed, decided.reason
-            )
+            await self._service.planned(service.id, replicas, decided.needed, decided.reason)
 
     async def _grow(self) -> None:
         """More hosts for replicas that found no room, between two decisions."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from roost.fleet.group_model import GroupHost, HostState, Protection
@@ -21,7 +22,7 @@ from roost.services.model import (
     Where,
     Wish,
 )
-from roost.services.placing import assign, missing, releasable, slots, told
+from roost.services.placing import assign, missing, releasable, room, slots, told
 
 R = ReplicaState
 
@@ -144,9 +145,19 @@ def test_as_many_more_hosts_as_give_room() -> None:
     waiting = replicas(web, *[""] * 9)
     assert missing([web], waiting, pool(host("h1"))) == 2
     assert missing([web], waiting, pool(host("h1"), host("b", state=HostState.BOOTING))) == 1
+    # What only fills free slots is no reason for another host.
+    filled = msgspec.structs.replace(web, needed=4)
+    assert missing([filled], waiting, pool(host("h1"))) == 0
     # No number of hosts helps where a zone is asked for that the group has none in.
     stuck = service("stuck", wanted=1, where=Where(zones=("z",)))
     assert missing([stuck], replicas(stuck, ""), pool(host("h1"))) == 0
+
+
+def test_only_what_finds_a_place_fills_free_slots() -> None:
+    alone = service(wanted=2, where=Where(spread=(Spread(by=By.HOST, most=1),)))
+    hosts = pool(host("h1"), host("h2"), host("h3", state=HostState.BOOTING))
+    assert room(alone, [alone], replicas(alone, "h1"), hosts, 8) == 3
+    assert room(service(), [service()], [], hosts, 8) == 8
 
 
 def test_large_replicas_leave_fewer_slots() -> None:
