@@ -195,16 +195,25 @@ class Balancer:
 
     def load(self, service_id: str, replica_id: str) -> tuple[int, float]:
         """Requests in flight at a replica, and bytes moved since it began."""
+        upstream = self._upstream(service_id, replica_id)
+        if upstream is None:
+            return 0, 0.0
+        moved = sum(sum(t.moved) for t in self._proxy.tunnels if t.owner is upstream)
+        return upstream.active, self._services[service_id].bytes.get(replica_id, 0.0) + moved
+
+    def work(self, service_id: str, replica_id: str) -> tuple[int, int]:
+        """Requests in flight at a replica, and how many it has answered well."""
+        upstream = self._upstream(service_id, replica_id)
+        return (0, 0) if upstream is None else (upstream.active, upstream.served)
+
+    def _upstream(self, service_id: str, replica_id: str) -> Upstream | None:
         service = self._services.get(service_id)
         if service is None:
-            return 0, 0.0
+            return None
         for member in service.upstreams.members:
             if service.by_address.get(member.address) == replica_id:
-                moved = sum(
-                    sum(tunnel.moved) for tunnel in self._proxy.tunnels if tunnel.owner is member
-                )
-                return member.active, service.bytes.get(replica_id, 0.0) + moved
-        return 0, 0.0
+                return member
+        return None
 
     def part(self, service_id: str, replica_id: str) -> None:
         """The replica ends soon: its WebSockets are told to come back, and so land elsewhere."""

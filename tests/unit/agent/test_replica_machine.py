@@ -54,6 +54,13 @@ def test_pauses_grow_with_ends_in_a_row_and_a_steady_one_is_back_at_once() -> No
     assert (steady.failures, steady.again_s) == (1, 100.0 + STEADY_S + STEADY_AGAIN_S)
 
 
+def test_silence_is_excused_while_it_works_but_not_for_ever() -> None:
+    assert machine.excused(ready(), in_flight=1, silent_s=machine.AT_WORK_S - 1)
+    assert not machine.excused(ready(), in_flight=1, silent_s=machine.AT_WORK_S)
+    assert not machine.excused(ready(), in_flight=0, silent_s=0.0)
+    assert not machine.excused(machine.launched(Life(), 0.0), in_flight=1, silent_s=0.0)
+
+
 def test_what_ends_while_draining_is_over() -> None:
     life = machine.over(ready(), "exit code 0", 0)
     assert machine.shown(life, draining=True) == "ended"

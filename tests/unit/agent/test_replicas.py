@@ -138,6 +138,19 @@ async def test_an_unwell_replica_is_started_again(host: Bench) -> None:
         assert (await host.ask("/pid")).text != pid
 
 
+async def test_a_server_that_does_one_thing_at_a_time_may_work(host: Bench) -> None:
+    one = SERVER.replace("class Server(ThreadingHTTPServer)", "class Server(HTTPServer)")
+    one = one.replace("BaseHTTPRequestHandler, ", "BaseHTTPRequestHandler, HTTPServer, ")
+    one = one.replace('"HTTP/1.1"', '"HTTP/1.0"')  # one connection does not keep it for itself
+    health = Health(path="/health", interval_s=0.05, timeout_s=0.1, unhealthy=2)
+    async with host.agent():
+        await host.set(1, *orders("r-1", code=one, health=health))
+        await host.ready("r-1")
+        assert (await host.ask("/sleep=1.5")).text == "slept"  # many checks go without an answer
+        assert host.report("r-1").restarts == 0
+        assert host.states() == {"r-1": "ready"}
+
+
 async def test_a_crash_loop_backs_off(host: Bench) -> None:
     async with host.agent():
         await host.set(1, *orders("r-1", code="import no_such_module"))

@@ -1,6 +1,7 @@
 """One health check of a replica: a GET that must answer 2xx or 3xx, or a connect. Never retries."""
 
 import asyncio
+from typing import NamedTuple
 
 from roost.ports.replicas import Health
 
@@ -8,18 +9,27 @@ LINE_BYTES = 4096
 """Longest status line."""
 
 
-async def check(address: str, port: int, health: Health) -> str:
+class Finding(NamedTuple):
+    """What a check found."""
+
+    bad: str
     """What is wrong; empty = it is well."""
+    slow: bool = False
+    """There was no answer in time: it may only have a lot to do."""
+
+
+async def check(address: str, port: int, health: Health) -> Finding:
+    """Ask once."""
     what = f"GET {health.path}" if health.path else "connect"
     try:
         async with asyncio.timeout(health.timeout_s):
-            return await _ask(address, port, health.path)
+            return Finding(await _ask(address, port, health.path))
     except TimeoutError:
-        return f"{what}: no answer within {health.timeout_s:g} s"
+        return Finding(f"{what}: no answer within {health.timeout_s:g} s", slow=True)
     except (OSError, ValueError, asyncio.IncompleteReadError) as error:
         if isinstance(error, ConnectionRefusedError):
-            return f"{what}: nothing listens on port {port} yet"
-        return f"{what}: {getattr(error, 'strerror', None) or error}"
+            return Finding(f"{what}: nothing listens on port {port} yet")
+        return Finding(f"{what}: {getattr(error, 'strerror', None) or error}")
 
 
 async def _ask(address: str, port: int, path: str) -> str:

@@ -173,6 +173,7 @@ class ReplicaHost:
             self._tools,
             changed=lambda: self._changed(service_id),
             taken=lambda port: self._holder(port, order.replica_id),
+            work=lambda: self._balancer.work(service_id, order.replica_id),
         )
         self._replicas[order.replica_id] = replica
         await replica.begin(adopt=adopt)

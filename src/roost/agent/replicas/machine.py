@@ -21,6 +21,9 @@ STEADY_S = 30.0
 """Ready for so long, and an end is a first one again ..."""
 STEADY_AGAIN_S = 0.1
 """... after which it is started again at once."""
+AT_WORK_S = 120.0
+"""A replica with requests in flight may be silent for so long since it was last seen to answer anything: many
+servers do one thing at a time, and to end them for it would end what they do."""
 LOOP = 3
 """Ends in a row that are called a crash loop."""
 WORDS = 200
@@ -111,6 +114,11 @@ def checked(life: Life, health: Health, bad: str, now_s: float) -> Life:
         return msgspec.structs.replace(life, run=run, detail=bad[:WORDS])
     why = f"unhealthy {run} times in a row: {bad}"
     return msgspec.structs.replace(life, state="unhealthy", run=0, detail=why[:WORDS])
+
+
+def excused(life: Life, *, in_flight: int, silent_s: float) -> bool:
+    """Whether a check that got no answer in time says nothing: the replica is at work."""
+    return life.state == "ready" and in_flight > 0 and silent_s < AT_WORK_S
 
 
 def _started(life: Life, health: Health, bad: str, now_s: float) -> Life:

@@ -78,8 +78,10 @@ class Replica:
         *,
         changed: Callable[[], None],
         taken: Callable[[int], str],
+        work: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
-        """``changed``: its state or address is another. ``taken(port)``: the replica that has a port."""
+        """``changed``: its state or address is another. ``taken(port)``: the replica that has a port.
+        ``work``: its requests in flight, and how many it has answered."""
         self.order = order
         self.life = Life()
         self.port = 0
@@ -89,6 +91,10 @@ class Replica:
         self._tools = tools
         self._changed = changed
         self._taken = taken
+        self._work = work
+        self._answered = 0
+        self._heard_s = 0.0
+        """When it was last seen to answer anything."""
         self._condemned = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -358,14 +364,24 @@ class Replica:
                 await self._put_down(self._condemned)
                 return
             if self._now_s() >= next_s:
-                bad = await check(self._tools.address, self.port, spec.health)
-                self._set(machine.checked(self.life, spec.health, bad, self._now_s()))
+                await self._check()
                 if self.life.state == "unhealthy":
                     await self._put_down(self.life.detail)
                     return
                 starting = self.life.state == "starting"
                 next_s = self._now_s() + (STARTING_S if starting else spec.health.interval_s)
             await asyncio.sleep(min(look_s, max(0.01, next_s - self._now_s())))
+
+    async def _check(self) -> None:
+        health = self.order.spec.health
+        found = await check(self._tools.address, self.port, health)
+        now_s, (in_flight, answered) = self._now_s(), self._work()
+        if not found.bad or answered != self._answered:
+            self._heard_s, self._answered = now_s, answered
+        silent_s = now_s - self._heard_s
+        if found.slow and machine.excused(self.life, in_flight=in_flight, silent_s=silent_s):
+            return
+        self._set(machine.checked(self.life, health, found.bad, now_s))
 
     async def _has_ended(self) -> bool:
         try:
