@@ -286,9 +286,11 @@ class Scaler:
         ]
         cpu = [r.cpu_percent / service.wish.spec.vcpus for r in ready if r.cpu_percent is not None]
         latency_s, waited_s = self.history.latency_s(service.id, now.s)
+        # With those that wait: what replicas serve at once is bounded, and would hide an overload.
+        waiting = now.waiting.get(service.id, 0) + self.history.held(service.id, now.s)[1]
         values = {
             "cpu": _mean(cpu),
-            "in_flight": _mean([float(r.in_flight + r.queued) for r in ready]),
+            "in_flight": _mean([float(r.in_flight) for r in ready]) + waiting / max(1, len(ready)),
             "latency_s": latency_s,
             "queue_age_s": waited_s,
             **self.history.told(service.id, now.s, OLD_PERIODS * self._period_s),
