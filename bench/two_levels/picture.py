@@ -64,7 +64,7 @@ def draw(
         label="with booting hosts",
     )
     capacity.set_ylabel("containers")
-    capacity.legend(loc="upper right", frameon=False, fontsize=8)
+    capacity.legend(loc="upper left", frameon=False, fontsize=8)
 
     for share, colour in ((50, BLUE), (95, ORANGE)):
         values = _by_step(at, latency, edges, share)

@@ -55,8 +55,9 @@ def burst(world: World) -> Result:
     with world.load(profile) as load:
         time.sleep(20.0)
         began = world.watched.mark("burst")
-        load.wait()
+        time.sleep(70.0)
         calm = world.watched.mark("over")
+        load.wait()
         least = world.plan.least
         # The spare slots of the one host that is left are filled: they are paid for.
         _await(world, lambda s: s.ready + s.starting + s.draining <= SLOTS, EMPTY_S)
