@@ -14,7 +14,7 @@ from roost.proxy.address import Contexts, Made
 from roost.proxy.plan import Plan
 from roost.proxy.pool import Backend, Dial
 from roost.proxy.rewrite import RouteRewriter
-from roost.proxy.upstream import Upstreams
+from roost.proxy.upstream import Upstream, Upstreams
 
 CONNECT_S = 3.0
 """For a host to have a data connection free and to open the service."""
@@ -41,11 +41,14 @@ class BalancedRoute:
         self.upstreams = Upstreams(self._policy(), make=self._backends)
         self._compile()
 
-    def update(self, route: Route) -> None:
-        """The route has changed."""
+    def update(self, route: Route) -> tuple[Upstream, ...]:
+        """The route has changed. Returns the backends that are no longer named: their hosts are gone, for
+        one that only leaves is named as draining."""
+        before = self.upstreams.members
         self.route = route
         self.look()
         self._compile()
+        return tuple(member for member in before if member not in self.upstreams.members)
 
     def look(self) -> None:
         """Hosts have come or gone: requests under way go on where they can."""

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from roost.gateway.balanced import CONNECT_S, BalancedRoute
@@ -66,6 +66,8 @@ class EdgeRouter:
         self.counting = Counting()
         self.look_again: Callable[[], None] = lambda: None
         """Has the requests held by the proxy ask again."""
+        self.abandon: Callable[[Collection[Upstream]], None] = lambda members: None
+        """Has requests at these backends sent elsewhere, where that is safe."""
         self.emptied: Callable[[Iterable[Upstream]], None] = lambda members: None
         """Told of the backends of services whenever they change."""
         self._ids = ids
@@ -101,7 +103,9 @@ class EdgeRouter:
                 known.close()
                 self.counting.forget(name)
             elif route != known.route:
-                known.update(route)
+                gone = known.update(route)
+                if gone:
+                    self.abandon(gone)
         self._tell_emptied()
 
     def host_changed(self) -> None:

@@ -79,6 +79,7 @@ class Edge:
         counting = self.router.counting
         self.proxy = Proxy(self.router, observer=counting, tally=counting.tally)
         self.router.look_again = self.proxy.look_again
+        self.router.abandon = self.proxy.pool.abandon
         self.server = ProxyServer(self.proxy)
         self.names = self._names()
 

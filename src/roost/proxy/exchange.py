@@ -349,6 +349,11 @@ class Exchange(Attempts):
 
     # --- the backend fails -----------------------------------------------------------------------
 
+    @property
+    def movable(self) -> bool:
+        """See ``BackendUser``."""
+        return self.request is not None and self.safe(False)
+
     def backend_flow(self) -> None:
         """See ``BackendUser``."""
         self.client.adjust_reading()

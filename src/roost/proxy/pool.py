@@ -3,7 +3,7 @@
 import asyncio
 import math
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Protocol, cast
 
 from roost.proxy.tunnel import WRITE_HIGH
@@ -98,6 +98,10 @@ class BackendUser(Protocol):
 
     def backend_flow(self) -> None:
         """The backend's willingness to take bytes changed: see ``blocked``."""
+
+    @property
+    def movable(self) -> bool:
+        """Another backend may be asked in its place: nothing of an answer has been passed on."""
 
 
 class BackendConnection(asyncio.Protocol):
@@ -246,6 +250,13 @@ class Pool:
         idle = connection.backend.idle
         if connection in idle:
             idle.remove(connection)
+
+    def abandon(self, upstreams: Collection["Upstream"]) -> None:
+        """These will not answer any more: who waits for them and may be sent elsewhere, is."""
+        for connection in list(self.opened):
+            user = connection.user
+            if connection.upstream in upstreams and user is not None and user.movable:
+                connection.transport.abort()
 
     def sweep(self, now_s: float) -> None:
         """Close what has been idle for too long."""

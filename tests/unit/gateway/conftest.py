@@ -45,6 +45,7 @@ class EdgeSetup:
         counting = self.router.counting
         self.proxy = Proxy(self.router, Limits(), observer=counting, tally=counting.tally)
         self.router.look_again = self.proxy.look_again
+        self.router.abandon = self.proxy.pool.abandon
         self.version = 0
         self.public = self.data = 0
         self.open: list[asyncio.StreamWriter] = []

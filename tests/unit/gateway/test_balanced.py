@@ -298,3 +298,24 @@ async def test_what_no_replica_has_seen_goes_elsewhere_whatever_its_method(edge:
         one.handler, own = full, False
         assert (await setup.ask("/s/web/z", method="POST"))[0] == 503
         await down(one, two)
+
+
+async def test_a_host_that_froze_is_not_waited_for_once_control_knows(edge: Any) -> None:
+    """Its connections are open and silent: whoever waits is sent elsewhere when it is no longer named."""
+    async with edge() as setup:
+        one, two = await up(setup, "i-1", "i-2")
+        one.gate.clear()
+        setup.routes(service("i-1"))
+        gets = [asyncio.create_task(setup.ask("/s/web/x")) for _ in range(3)]
+        post = asyncio.create_task(setup.ask("/s/web/x", method="POST"))
+        await until(lambda: one.waiting == 4)
+        setup.routes(service("i-1", "i-2", draining=("i-1",)))
+        assert await served(setup, 3) == {"i-2": 3}
+        assert not any(task.done() for task in gets), "one that leaves may end what it has"
+        setup.routes(service("i-2"))
+        for task in gets:
+            assert (await task)[::2] == (200, b"i-2 /x ")
+        assert not post.done(), "what may have had an effect waits for its own answer"
+        one.gate.set()
+        assert (await post)[::2] == (200, b"i-1 /x ")
+        await down(one, two)
