@@ -229,3 +229,10 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="rt-", dir="/tmp") as folder:
         yield Bench(Path(folder))
+
+
+async def end_replicas(folder: Path, *names: str) -> None:
+    """End what the replicas of an agent left in its instance's folder, with their cgroups."""
+    driver = ProcessDriver(folder / "agent" / "replicas", clock=SystemClock())
+    for name in names:
+        await driver.stop(name, grace_s=0.0)

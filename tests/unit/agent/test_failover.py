@@ -21,7 +21,7 @@ from roost.ports.replicas import HostReplicas
 from tests.unit.gateway.conftest import SECRET, EdgeSetup, edge_running
 
 from .fakes import until
-from .replicas import orders
+from .replicas import end_replicas, orders
 from .test_process import Book, agent, end_host, short
 
 __all__ = ["short"]
@@ -108,9 +108,7 @@ async def two(folder: Path) -> AsyncIterator[Two]:
             await made.links.close()
             for host_id in ("h-1", "h-2"):
                 end_host(folder / host_id, host_id)
-                for name in made.names(host_id):
-                    for pid in marked("ROOST_TASK", name):
-                        os.kill(pid, signal.SIGKILL)
+                await end_replicas(folder / host_id, *made.names(host_id))
 
 
 def kill(name: str) -> None:

@@ -1,19 +1,17 @@
 """A whole agent with replicas, over its real links: opened by an edge, killed, adopted."""
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from roost.main.processes import marked
 from roost.ports import wire
 from roost.ports.errors import Gone, StaleEpoch
 from roost.ports.replicas import HostReplicas, ReplicaOrder, ServiceReport
 
 from .fakes import until
-from .replicas import Answer, Client, orders
+from .replicas import Answer, Client, end_replicas, orders
 from .test_process import Cell, agent, cell, end_host, short
 
 __all__ = ["cell", "short"]
@@ -99,8 +97,7 @@ async def test_replicas_over_the_links_outlive_their_agent(short: Path, cell: Ce
             await until(lambda: not any(Path("/proc", pid).exists() for pid in pids))
     finally:
         end_host(folder, "h-1")
-        for pid in marked("ROOST_TASK", names[0]) + marked("ROOST_TASK", names[1]):
-            os.kill(pid, signal.SIGKILL)
+        await end_replicas(folder, *names)
 
 
 def _services(cell: Cell) -> tuple[ServiceReport, ...]:
