@@ -1,5 +1,7 @@
 """``roost simulate scaling``: policies on recorded load, two levels, against a clairvoyant one."""
 
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from roost.sim.scaling.charts import draw
 from roost.sim.scaling.compare import POLICIES, Row, play, remembered, summary
 from roost.sim.scaling.oracle import Oracle
 from roost.sim.scaling.pool import Spot
-from roost.sim.scaling.scenario import SCENARIOS, START_S, Scenario, build
+from roost.sim.scaling.scenario import SCENARIOS, START_S, Kind, Scenario, build, own
 from roost.sim.scaling.traces import DAY_S
 
 CORRELATED_HOUR = 12.5
@@ -22,8 +24,10 @@ CORRELATED_HOUR = 12.5
 
 
 def scaling(
-    data: Annotated[Path, typer.Option(help="Folder of the load traces.")],
-    trace: Annotated[str, typer.Option(help=f"all, or of {', '.join(SCENARIOS)}.")] = "all",
+    data: Annotated[Path, typer.Option(help="Folder of the load traces.")] = Path(),
+    trace: Annotated[
+        str, typer.Option(help=f"all, of {', '.join(SCENARIOS)}, or a file NAME.csv.gz of counts.")
+    ] = "all",
     policy: Annotated[str, typer.Option(help=f"all, or of {', '.join(POLICIES)}.")] = "roost",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 1,
@@ -34,6 +38,11 @@ def scaling(
     together: Annotated[
         bool, typer.Option(help="Once a day a third of the hosts gets notice at once.")
     ] = False,
+    step_s: Annotated[int, typer.Option(min=1, help="Own file: seconds a count.")] = 60,
+    service_s: Annotated[float, typer.Option(min=0.001, help="Own file: mean service time.")] = 0.5,
+    bound_s: Annotated[float, typer.Option(min=0.001, help="Own file: latency bound.")] = 2.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Own file: requests at once.")] = 1,
+    minimum: Annotated[int, typer.Option(min=0, help="Own file: fewest containers.")] = 1,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps what the oracle found.")
     ] = None,
@@ -46,7 +55,9 @@ def scaling(
     Baselines are tried in several settings and the best for each trace is shown; Roost has one.
     """
     with errors():
-        names = _chosen(trace, list(SCENARIOS), "trace")
+        kind = Kind("", 0, 1, 1.0, service_s, 1.0, bound_s, concurrency, minimum, step_s)
+        own_file = trace.endswith(".csv.gz")
+        names = [trace] if own_file else _chosen(trace, list(SCENARIOS), "trace")
         policies = _chosen(policy, list(POLICIES), "policy")
         rows: list[Row] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -54,7 +65,11 @@ def scaling(
             task = progress.add_task("reading", total=len(names) * seeds * (len(policies) + 1))
             for name in names:
                 for number in range(seed, seed + seeds):
-                    scenario = build(name, data, number, days)
+                    scenario = (
+                        own(Path(name), replace(kind, days=ceil(days or 1.0)), number)
+                        if own_file
+                        else build(name, data, number, days)
+                    )
                     progress.update(task, description=f"{name} {number}: oracle")
                     best = remembered(scenario, cache)
                     progress.advance(task)

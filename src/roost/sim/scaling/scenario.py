@@ -4,7 +4,7 @@ All run on one axis: second 0 is 14 days before the midnight at which scoring be
 another day" is the same hour of the recording. Never decides anything.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,8 @@ class Kind:
     bound_s: float
     concurrency: int = 1
     min_replicas: int = 1
+    step_s: int = 0
+    """Of the series; 0 = as its name says."""
 
 
 TWITTER = Kind("twitter_sec", 9, 3, 1.0, 0.4, 1.0, 1.8)
@@ -117,7 +119,24 @@ def build(name: str, folder: Path, seed: int = 1, days: float | None = None) -> 
     """The scenario ``name`` from the traces of ``folder``; ``days`` cuts it short."""
     if name not in SCENARIOS:
         raise Invalid(f"no scenario {name}", hint=f"one of {', '.join(SCENARIOS)}")
-    kinds = SCENARIOS[name]
+    return of(name, SCENARIOS[name], folder, seed, days)
+
+
+def own(path: Path, kind: Kind, seed: int = 1) -> Scenario:
+    """A scenario from anyone's series of counts: its last ``kind.days`` are scored, the rest is history."""
+    name = path.name.removesuffix(".csv.gz")
+    series = read_series(path.parent, name, kind.step_s)
+    if series.days < kind.days + 1:
+        raise Invalid(
+            f"{path.name} has {series.days} whole days",
+            hint=f"{kind.days} are scored and one more is needed before",
+        )
+    kind = replace(kind, series=name, first_day=series.days - kind.days)
+    return of(name, (kind,), path.parent, seed, None)
+
+
+def of(name: str, kinds: tuple[Kind, ...], folder: Path, seed: int, days: float | None) -> Scenario:
+    """The scenario of ``kinds``."""
     end_s = START_S + DAY_S * min(
         kinds[0].days if days is None else days, min(kind.days for kind in kinds)
     )
@@ -133,7 +152,7 @@ def _load(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -
     at_s, takes_s, minutes = made(kind, folder, end_s, random)
     before = minutes[: int(START_S / MINUTE_S)]
     return Load(
-        name=kind.series.rpartition("_")[0],
+        name=kind.series.rpartition("_")[0] or kind.series,
         mean_s=kind.mean_s,
         bound_s=kind.bound_s,
         concurrency=kind.concurrency,
@@ -162,7 +181,7 @@ def _recorded(kind: Kind, folder: Path, end_s: float, random: np.random.Generato
 
 
 def _counted(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -> Made:
-    series = read_series(folder, kind.series)
+    series = read_series(folder, kind.series, kind.step_s)
     begin_s = START_S - kind.first_day * DAY_S + series.offset_s
     counts = series.counts
     if kind.scale != 1.0:

@@ -41,14 +41,20 @@ STEPS = {"sec": (1, 0), "min": (60, 21 * 3600 + 30 * 60), "5min": (300, 0)}
 """Ending of a file name -> (seconds a step, time of day of the first); wc98 is the only one by minutes."""
 
 
-def read_series(folder: Path, name: str) -> Series:
-    """The series ``<name>.csv.gz`` of ``folder``, holes filled."""
+def read_series(folder: Path, name: str, step_s: int = 0) -> Series:
+    """The series ``<name>.csv.gz`` of ``folder``, holes filled; ``step_s`` 0 = as its name says."""
     path = folder / f"{name}.csv.gz"
     if not path.exists():
         raise Invalid(f"no {path.name} in {folder}", hint="give the folder of the load traces")
-    step_s, offset_s = STEPS.get(name.rpartition("_")[2], (60, 0))
+    known_s, offset_s = STEPS.get(name.rpartition("_")[2], (60, 0))
+    step_s, offset_s = (step_s, 0) if step_s else (known_s, offset_s)
     with gzip.open(path, "rt") as file:
-        counts = np.loadtxt(file, skiprows=1, ndmin=1)
+        try:
+            counts = np.loadtxt(file, skiprows=1, ndmin=1)
+        except ValueError as error:
+            raise Invalid(f"{path}: {error}", hint="one header line, then a count a line") from None
+    if counts.ndim > 1 or not len(counts) or counts.min() < 0:
+        raise Invalid(f"{path} is no series", hint="one header line, then a count a line")
     if step_s == 1 and counts.mean() >= BUSY_PER_S:
         counts = filled(counts, HOLE_S)
     return Series(name, step_s, offset_s, counts)
