@@ -199,7 +199,9 @@ def test_asleep_and_woken_by_a_request(cluster: Cluster, group: str) -> None:
     view = steady(cluster, ready=1, revision=2)
     logs = cluster.json("service", "logs", "web", "--replica", view.replicas[0].id)
     assert "listening as two" in logs["text"]
-    ran = cluster.roost("service", "exec", "web", "sh", "-c", "echo $WORD; exit 3", check=False)
+    ran = cluster.roost(
+        "service", "exec", "web", "--", "sh", "-c", "echo $WORD; exit 3", check=False
+    )
     assert (ran.stdout, ran.returncode) == ("two\n", 3)
 
 

@@ -386,7 +386,8 @@ def execute(
 ) -> None:
     """Run a command where a replica runs, in its folder and environment; exits with its exit code."""
     with errors():
-        body = ExecuteInService(argv=tuple(command), replica=replica, timeout_s=timeout)
+        argv = tuple(command[1:] if command[0] == "--" else command)
+        body = ExecuteInService(argv=argv, replica=replica, timeout_s=timeout)
         view = calls(ctx).execute(name, body)
         if json:
             emit(view)
