@@ -22,7 +22,7 @@ def write(path: Path, counts: np.ndarray) -> Path:
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     minutes = np.arange(3 * 1440)
-    rate = 20.0 + 15.0 * np.sin(minutes / 1440.0 * 2.0 * np.pi)
+    rate = 60.0 + 40.0 * np.sin(minutes / 1440.0 * 2.0 * np.pi)
     return write(tmp_path / "shop.csv.gz", np.random.default_rng(1).poisson(rate))
 
 
