@@ -198,9 +198,9 @@ class GroupCalls:
         path = f"{_path(name)}/refresh?rollback={int(roll_back)}"
         return self._client.call("DELETE", path, GroupView)
 
-    def delete(self, name: str) -> GroupView:
-        """End a group with all its hosts."""
-        return self._client.call("DELETE", _path(name), GroupView)
+    def delete(self, name: str, *, force: bool = False) -> GroupView:
+        """End a group with all its hosts; ``Conflict`` while containers stand there, unless forced."""
+        return self._client.call("DELETE", f"{_path(name)}?force={int(force)}", GroupView)
 
     def protect(self, host_id: str, protection: str) -> GroupView:
         """Protect a host from scale-in, from any disruption, or from nothing."""

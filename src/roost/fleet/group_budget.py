@@ -10,9 +10,12 @@ UNBOUNDED = 1 << 30
 
 
 def allowance(s: Snapshot, reason: str) -> int:
-    """How many more hosts may begin to go for ``reason``: the strictest budget less those that go."""
+    """How many more hosts may begin to go for ``reason``: the strictest budget less those that go.
+
+    Those a cloud takes count as well: while it disturbs, we do not on top.
+    """
     total = len(s.pick(lambda v: not v.member.warm))
-    going = len(s.pick(lambda v: v.member.state in GOING and v.member.cause != "person"))
+    going = len(s.pick(lambda v: v.member.state in GOING or v.noticed))
     most = [
         share(budget.most, total)
         for budget in s.group.spec.budgets

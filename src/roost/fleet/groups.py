@@ -231,8 +231,15 @@ class Groups:
 
         return await self._write(name, changed)
 
-    async def delete(self, name: str) -> Group:
-        """The group ends with all its hosts."""
+    async def delete(self, name: str, *, force: bool = False) -> Group:
+        """The group ends with all its hosts. ``Conflict`` while containers stand there, unless forced."""
+        views = await self.views(await self.get(name))
+        used = sum(view.use.slots_used for view in views)
+        if used and not force:
+            raise Conflict(
+                f"{used} containers stand on the hosts of {name}",
+                hint="delete their services first, or --force",
+            )
 
         def changed(group: Group) -> tuple[Group, str, str]:
             return msgspec.structs.replace(group, state=GroupState.DELETING), "Deleting", "asked to"

@@ -84,7 +84,9 @@ class GroupScene:
         for group in (await self.groups()).values():
             mine = [m for m in members.values() if m.parent == group.id]
             states = [m.state for m in mine]
-            want = {MemberState.SERVING: group.wanted, MemberState.WARM: group.spec.warm.size}
+            # A spare stands by for up to an hour after a pool took a host.
+            serving = group.wanted + group.spares
+            want = {MemberState.SERVING: serving, MemberState.WARM: group.spec.warm.size}
             for state, count in want.items():
                 if states.count(state) != count:
                     missing.append(f"{group.id}: {states.count(state)} of {count} {state}")

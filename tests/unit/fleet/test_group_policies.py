@@ -296,8 +296,16 @@ async def test_a_budget_bounds_how_many_go_at_once(world: GroupWorld) -> None:
     await world.settle()
     draining = [h.host_id for h in await world.hosts() if h.state is HostState.DRAINING]
     assert len(draining) == 2
-    world.used.clear()
+    noticed = (await world.ready())[0]
+    world.cloud.notice(noticed, 3600.0)
     await world.settle()
+    world.used.pop(draining[0])
+    await world.settle()
+    draining = [h.host_id for h in await world.hosts() if h.state is HostState.DRAINING]
+    assert len(draining) == 1, "what its cloud takes counts as well"
+    world.used.clear()
+    await world.cloud.kill(noticed)
+    await world.after(30)
     assert len(await world.ready()) == 2
 
 

@@ -172,6 +172,32 @@ async def test_a_deleted_group_leaves_nothing(world: GroupWorld) -> None:
     assert (await world.groups.ensure(name)).id == "g-web", "the name may be used again"
 
 
+async def test_a_group_with_containers_is_not_deleted_by_mistake(world: GroupWorld) -> None:
+    name = await world.create(min=1)
+    await world.after(70)
+    (host,) = await world.ready()
+    world.used[host] = HostUse(slots_used=2)
+    with pytest.raises(Conflict, match="2 containers stand"):
+        await world.groups.delete(name)
+    await world.groups.delete(name, force=True)
+    await world.after(20)
+    assert world.cloud.live() == []
+
+
+@pytest.mark.parametrize("jump_s", [7200.0, -7200.0])
+async def test_a_clock_that_jumps_changes_nothing(world: GroupWorld, jump_s: float) -> None:
+    await world.create(min=2, max=4, spares=1)
+    await world.after(70)
+    ready = await world.ready()
+    world.used[ready[0]] = HostUse(slots_used=1)
+    world.clock.at_s += jump_s
+    await world.settle()
+    await world.after(30)
+    assert await world.ready() == ready
+    assert world.cloud.launched == 2
+    assert all(host.idle_s >= 0.0 for host in await world.hosts())
+
+
 async def test_a_name_is_taken_once(world: GroupWorld) -> None:
     await world.create()
     with pytest.raises(Conflict, match="there is a group web"):

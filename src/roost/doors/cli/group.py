@@ -388,10 +388,15 @@ def hook(
 
 
 @app.command()
-def delete(ctx: typer.Context, name: NameArgument, json: JsonOption = False) -> None:
+def delete(
+    ctx: typer.Context,
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="Though containers stand there.")] = False,
+    json: JsonOption = False,
+) -> None:
     """End a group with all its hosts."""
     with errors():
-        view = calls(ctx).delete(name)
+        view = calls(ctx).delete(name, force=force)
         if json:
             emit(view)
         else:

@@ -105,8 +105,10 @@ class GroupDoor:
         return answer(await self._view(changed))
 
     async def delete(self, request: Request) -> Response:
-        """End a group with all its hosts."""
-        return answer(await self._view(await self._groups.delete(request.path_params["id"])))
+        """End a group with all its hosts; ``?force=1`` though containers stand there."""
+        force = request.query_params.get("force") == "1"
+        group = await self._groups.delete(request.path_params["id"], force=force)
+        return answer(await self._view(group))
 
     async def desired(self, request: Request) -> Response:
         """A person's number of hosts, or none any more."""
