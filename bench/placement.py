@@ -255,11 +255,9 @@ class Replay:
             extra=(*share, *zip(self.trace.others, others, strict=True)),
         )
         name = str(event.container)
-        choice = place(ask, self.hosts, container=name, weights=weights)
+        choice = place(ask, self.hosts, container=name, now_s=event.at_s, weights=weights)
         if choice.host is None:
-            row = self._open(event.at_s)
-            self.hosts.put(ask, row, name)
-        self.hosts.containers[name].since_s = event.at_s
+            self.hosts.put(ask, self._open(event.at_s), name, since_s=event.at_s)
 
     def _open(self, at_s: float) -> int:
         self.opened += 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from roost.placement.hosts import Hosts, Mask, Tally
+from roost.placement.hosts import LONGEST_WAIT_S, Hosts, Mask, Tally
 from roost.placement.model import DOMAINS, TINY, Ask, By
 
 
@@ -25,8 +25,33 @@ class Condition(NamedTuple):
 def conditions(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
     """All conditions this container puts, one after the other."""
     yield Condition("not taking new containers", hosts.takes[: hosts.height])
+    yield from _fixed(hosts, ask)
+    yield from _changing(hosts, ask)
+
+
+def quickly(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
+    """The same conditions, those of ``_fixed`` as one that is remembered."""
+    yield Condition("", hosts.takes[: hosts.height])
+    places = (ask.groups, ask.regions, ask.zones, ask.pools, ask.labels)
+    if any(places) or ask.min_survival or ask.max_wait_s < LONGEST_WAIT_S:
+        key = ("fixed", *places, ask.min_survival, ask.max_wait_s)
+        yield Condition("", hosts.remembered(key, lambda: _all(_fixed(hosts, ask))))
+    yield from _changing(hosts, ask)
+
+
+def _all(found: Iterator[Condition]) -> Mask:
+    met: Mask = np.logical_and.reduce([condition.met for condition in found])
+    return met
+
+
+def _fixed(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
+    """What no container changes."""
     yield from _allowed(hosts, ask)
     yield from _lasting(hosts, ask)
+
+
+def _changing(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
+    """What is different after each ``put``."""
     yield from _room(hosts, ask)
     yield from _company(hosts, ask)
     yield from _spread(hosts, ask)
@@ -51,7 +76,7 @@ def _lasting(hosts: Hosts, ask: Ask) -> Iterator[Condition]:
     if ask.min_survival > 0.0:
         met = hosts.survival[: hosts.height] >= ask.min_survival
         yield Condition(f"likely to go (asked: {ask.min_survival:g} for the next hour)", met)
-    if ask.max_wait_s < 600.0:
+    if ask.max_wait_s < LONGEST_WAIT_S:
         met = hosts.wait_min[: hosts.height] <= ask.max_wait_s / 60.0
         yield Condition(f"not ready within {ask.max_wait_s:g} s", met)
 
@@ -104,10 +129,12 @@ def caps(ask: Ask) -> list[tuple[str, int, int]]:
 
 def _without(hosts: Hosts, by: By, tally: Tally, cap: int) -> Mask:
     """Hosts in domains with fewer than ``cap`` of these."""
-    full = [key for key, count in tally.where(by).items() if count >= cap]
+    there = tally.where(by)
+    full = list(there) if cap == 1 else [key for key, count in there.items() if count >= cap]
     if by is By.HOST:
         met = np.ones(hosts.height, np.bool_)
-        met[full] = False
+        if full:
+            met[np.fromiter(full, np.intp, len(full))] = False
         return met
     return ~_in_domains(hosts, by, set(full)) if full else np.ones(hosts.height, np.bool_)
 

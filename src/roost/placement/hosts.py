@@ -6,7 +6,7 @@ of them. It decides nothing.
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,11 @@ from roost.ports.errors import Conflict, Gone, Invalid
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int32]
+
+LONGEST_WAIT_S = 600.0
+"""A host that boots for longer is as good as one that boots for this long."""
+REMEMBERED = 128
+"""Columns kept that no container changes."""
 
 RESOURCES = ("vcpus", "memory_mib", "slots")
 
@@ -84,6 +89,8 @@ class Hosts:
         self.facts: list[HostFacts] = []
         self.index: dict[str, int] = {}
         self.on: list[dict[str, Placed]] = []
+        self.devices: list[list[float]] = []
+        """Free share of each GPU."""
         self.containers: dict[str, Placed] = {}
         self.names: tuple[dict[str, int], ...] = tuple({} for _ in DOMAINS)
         """The code of each domain by name, in the order of ``DOMAINS``."""
@@ -93,6 +100,7 @@ class Hosts:
         self._labels: dict[str, Mask] = {}
         self._numbered = 0
         self._free_rows: list[int] = []
+        self._remembered: dict[Hashable, NDArray[Any]] = {}
         self._columns(len(rows := list(facts)))
         for row in rows:
             self.add(row)
@@ -105,8 +113,7 @@ class Hosts:
         """Share of the host that one unit takes: 1 / (size x resources the host has)."""
         self.gpu_weight = np.zeros(room)
         self.gpu_size = np.zeros(room)
-        self.gpu_free = np.zeros((room, 0))
-        """Free share of each device."""
+        self.gpu_left = np.zeros(room)
         self.gpu_most = np.zeros(room)
         self.gpu_whole = np.zeros(room)
         self.idle = np.zeros(room)
@@ -145,6 +152,7 @@ class Hosts:
             if row == len(self.takes):
                 self._grow()
             self.facts.append(facts)
+            self.devices.append([])
             self.on.append({})
             self.codes.append(())
         self.index[facts.id] = row
@@ -152,6 +160,7 @@ class Hosts:
         return row
 
     def _fill(self, row: int, facts: HostFacts) -> None:
+        self._remembered.clear()
         extra = dict(facts.extra)
         sizes = [facts.vcpus, facts.memory_mib, facts.slots]
         sizes += [extra.get(name, 0.0) for name in self.resources[len(RESOURCES) :]]
@@ -160,19 +169,14 @@ class Hosts:
         for r, size in enumerate(sizes):
             self.size[r][row] = self.free[r][row] = size
             self.weight[r][row] = 1.0 / (size * parts) if known[r] else 0.0
-        if facts.gpus > self.gpu_free.shape[1]:
-            wider = np.zeros((len(self.takes), facts.gpus))
-            wider[:, : self.gpu_free.shape[1]] = self.gpu_free
-            self.gpu_free = wider
-        self.gpu_free[row] = 0.0
-        self.gpu_free[row, : facts.gpus] = 1.0
-        self.gpu_size[row] = self.gpu_whole[row] = facts.gpus
+        self.devices[row] = [1.0] * facts.gpus
+        self.gpu_size[row] = self.gpu_whole[row] = self.gpu_left[row] = facts.gpus
         self.gpu_most[row] = float(facts.gpus > 0)
         self.gpu_weight[row] = 1.0 / (facts.gpus * parts) if facts.gpus else 0.0
         self.idle[row] = 1.0
         self.takes[row] = facts.takes
         self.survival[row] = facts.survival
-        self.wait_min[row] = min(facts.ready_in_s, 600.0) / 60.0
+        self.wait_min[row] = min(facts.ready_in_s, LONGEST_WAIT_S) / 60.0
         self.price[row] = facts.price_usd_hour
         codes = []
         for names, kind, column in zip(self.names, DOMAINS, self.domain, strict=True):
@@ -208,8 +212,8 @@ class Hosts:
         """The share in use of each host, by its scarcest resource."""
         n = self.height
         used = np.zeros(n)
-        gpu_free = self.gpu_free[:n].sum(axis=1)
-        for size, free in ((self.gpu_size, gpu_free), *zip(self.size, self.free, strict=True)):
+        sizes, frees = (self.gpu_size, *self.size), (self.gpu_left, *self.free)
+        for size, free in zip(sizes, frees, strict=True):
             known = (size[:n] > 0.0) & (size[:n] < np.inf)
             share = np.divide(free[:n], size[:n], out=np.ones(n), where=known)
             np.maximum(used, 1.0 - share, out=used)
@@ -222,7 +226,7 @@ class Hosts:
             if 0.0 < size[row] < np.inf:
                 used = max(used, 1.0 - float(free[row] / size[row]))
         if self.gpu_size[row]:
-            used = max(used, 1.0 - float(self.gpu_free[row].sum() / self.gpu_size[row]))
+            used = max(used, 1.0 - float(self.gpu_left[row] / self.gpu_size[row]))
         return used
 
     def set_takes(self, row: int, takes: bool) -> None:
@@ -280,18 +284,20 @@ class Hosts:
         self._account(placed, 1.0)
         return placed
 
-    def put_alike(self, ask: Ask, rows: Sequence[int], containers: Sequence[str]) -> list[Placed]:
+    def put_alike(
+        self, ask: Ask, rows: Sequence[int], containers: Sequence[str], since_s: float = 0.0
+    ) -> list[Placed]:
         """``put`` for several of the same at once."""
         made = []
         for row, given in zip(rows, containers, strict=True):
             name = given or self._name()
             if name in self.containers:
                 raise Conflict(f"container {name} is already placed")
-            placed = Placed(name, ask, row)
+            placed = Placed(name, ask, row, since_s)
             self.containers[name] = self.on[row][name] = placed
             made.append(placed)
             if ask.gpus:
-                self._devices(placed, -1.0)
+                placed.devices = _occupy(self.devices[row], ask.gpus)
         each = Counter(rows)
         at = np.fromiter(each, np.intp, len(each))
         counts = np.fromiter(each.values(), np.float64, len(each))
@@ -302,6 +308,8 @@ class Hosts:
                 idle += amount * weight[at]
         if ask.gpus:
             idle += ask.gpus * self.gpu_weight[at]
+            for row in each:
+                self._sum_devices(row)
         self.idle[at] -= counts * idle
         domains = [Counter(codes) for codes in zip(*(self.codes[row] for row in rows), strict=True)]
         for tally in self._tallies_of(ask):
@@ -319,7 +327,13 @@ class Hosts:
             free[row] += sign * amount
             idle += amount * float(weight[row])
         if ask.gpus:
-            self._devices(placed, sign)
+            devices = self.devices[row]
+            if sign < 0:
+                placed.devices = _occupy(devices, ask.gpus)
+            else:
+                for device in placed.devices:
+                    devices[device] += min(ask.gpus, 1.0)
+            self._sum_devices(row)
             idle += ask.gpus * float(self.gpu_weight[row])
         self.idle[row] += sign * idle
         self._count(placed, 1 if sign < 0 else -1)
@@ -341,16 +355,20 @@ class Hosts:
                     others[rule.by] = Tally()
                 yield others[rule.by]
 
-    def _devices(self, placed: Placed, sign: float) -> None:
-        gpus, row = placed.ask.gpus, placed.host
-        free: list[float] = self.gpu_free[row, : self.facts[row].gpus].tolist()
-        if sign < 0:
-            placed.devices = _choose_devices(free, gpus)
-        for device in placed.devices:
-            free[device] += sign * min(gpus, 1.0)
-            self.gpu_free[row, device] = free[device]
+    def _sum_devices(self, row: int) -> None:
+        free = self.devices[row]
+        self.gpu_left[row] = sum(free)
         self.gpu_most[row] = max(free, default=0.0)
         self.gpu_whole[row] = sum(share >= 1.0 - TINY for share in free)
+
+    def remembered(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """A column that no container changes, made once until a host is added."""
+        found = self._remembered.get(key)
+        if found is None:
+            if len(self._remembered) >= REMEMBERED:
+                self._remembered.clear()
+            found = self._remembered[key] = make()
+        return found
 
     def tally(self, name: str) -> Tally:
         """Where the replicas of a service (or of a name in ``Ask.peers``) are."""
@@ -370,6 +388,8 @@ class Hosts:
             setattr(twin, name, _copied(value))
         twin.containers = {name: copy.copy(p) for name, p in self.containers.items()}
         twin.on = [{name: twin.containers[name] for name in here} for here in self.on]
+        twin._remembered = {}
+        twin.devices = [list(free) for free in self.devices]
         twin._tallies = {name: _same(tally) for name, tally in self._tallies.items()}
         twin._repelled = {
             name: {by: _same(tally) for by, tally in others.items()}
@@ -378,12 +398,16 @@ class Hosts:
         return twin
 
 
-def _choose_devices(free: list[float], gpus: float) -> tuple[int, ...]:
-    """The fullest device that has the share, or whole ones; where none has, the emptiest."""
+def _occupy(free: list[float], gpus: float) -> tuple[int, ...]:
+    """Take the fullest device that has the share, or whole ones; where none has, the emptiest."""
     order = sorted(range(len(free)), key=free.__getitem__)
     if gpus >= 1.0:
-        return tuple(order[-int(gpus) :])
-    return tuple(order and [next((d for d in order if free[d] >= gpus - TINY), order[-1])])
+        chosen = tuple(order[-int(gpus) :])
+    else:
+        chosen = tuple(order and [next((d for d in order if free[d] >= gpus - TINY), order[-1])])
+    for device in chosen:
+        free[device] -= min(gpus, 1.0)
+    return chosen
 
 
 def _longer(column: NDArray[Any], room: int) -> NDArray[Any]:

@@ -118,7 +118,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Probability that it lasts the next hour."""
     launched_s: float = -math.inf
     """When it was launched, in the time of ``consolidate``."""
-    price_usd_hour: float = 0.0
+    price_usd_hour: float = 1.0
+    """Where no price is known all cost the same; 0 = it costs nothing to keep."""
     protected: bool = False
     """Do not disrupt: never emptied to save."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from roost.placement.conditions import Condition, caps, conditions
+from roost.placement.conditions import Condition, caps, conditions, quickly
 from roost.placement.hosts import Floats, Hosts, Mask
 from roost.placement.model import TINY, Ask, Choice, Weights, check
 from roost.ports.errors import Conflict
@@ -29,13 +29,20 @@ class _Fit(NamedTuple):
     relaxed: tuple[str, ...]
 
 
-def place(ask: Ask, hosts: Hosts, *, container: str = "", weights: Weights = DEFAULT) -> Choice:
-    """The best host for one container; it is on it from now on."""
+def place(
+    ask: Ask,
+    hosts: Hosts,
+    *,
+    container: str = "",
+    now_s: float = 0.0,
+    weights: Weights = DEFAULT,
+) -> Choice:
+    """The best host for one container; it is on it from ``now_s`` on."""
     check(ask)
     fit = _fit(hosts, ask, weights)
     if not len(fit.rows):
         return Choice(None, container=container, why=explain(hosts, ask))
-    return _on_best(hosts, ask, fit, container)
+    return _on_best(hosts, ask, fit, container, now_s)
 
 
 def place_many(
@@ -43,9 +50,10 @@ def place_many(
     hosts: Hosts,
     *,
     containers: Sequence[str] = (),
+    now_s: float = 0.0,
     weights: Weights = DEFAULT,
 ) -> list[Choice]:
-    """A choice for each, in their order; what was placed is on its host from now on."""
+    """A choice for each, in their order; what was placed is on its host from ``now_s`` on."""
     names = containers or [""] * len(asks)
     twice = [name for name, count in Counter(containers).items() if count > 1]
     if twice := twice or [name for name in containers if name in hosts.containers]:
@@ -61,7 +69,7 @@ def place_many(
     choices: list[Choice] = [Choice(None)] * len(asks)
     for ask in _biggest_first(list(alike), hosts):
         places = alike[ask]
-        made = _alike(hosts, ask, [names[i] for i in places], weights)
+        made = _alike(hosts, ask, [names[i] for i in places], now_s, weights)
         for i, choice in zip(places, made, strict=True):
             choices[i] = choice
     return choices
@@ -84,7 +92,7 @@ def _biggest_first(asks: list[Ask], hosts: Hosts) -> list[Ask]:
 def _fit(hosts: Hosts, ask: Ask, weights: Weights) -> _Fit:
     met: Mask = np.ones(hosts.height, np.bool_)
     wishes: list[Condition] = []
-    for condition in conditions(hosts, ask):
+    for condition in quickly(hosts, ask):
         if condition.strict:
             met &= condition.met
         else:
@@ -111,26 +119,29 @@ def _wants_safe(hosts: Hosts, ask: Ask, weights: Weights) -> bool:
 
 def _scores(hosts: Hosts, ask: Ask, weights: Weights) -> Floats:
     """What each host costs this container, whether it fits or not."""
+    need = hosts.need(ask)
+    key = ("score", need, ask.gpus, ask.loss, weights)
+    fixed = hosts.remembered(key, lambda: _fixed_score(hosts, ask, need, weights))
+    idle = hosts.idle[: hosts.height]
+    return fixed + (idle if weights.pack == 1.0 else weights.pack * idle)
+
+
+def _fixed_score(hosts: Hosts, ask: Ask, need: tuple[float, ...], weights: Weights) -> Floats:
+    """What no container changes: all but what is free now."""
     n = hosts.height
-    left = hosts.idle[:n].copy()
-    for weight, amount in zip(hosts.weight, hosts.need(ask), strict=True):
-        if amount:
-            left -= amount * weight[:n]
-    if ask.gpus:
-        left -= ask.gpus * hosts.gpu_weight[:n]
-    score: Floats = left if weights.pack == 1.0 else left * weights.pack
+    taken = ask.gpus * hosts.gpu_weight[:n]
+    for weight, amount in zip(hosts.weight, need, strict=True):
+        taken += amount * weight[:n]
     lasting = weights.risk * ask.loss - weights.spare * (1.0 - ask.loss)
-    if lasting:
-        score -= lasting * hosts.survival[:n]
-    score += weights.wait * hosts.wait_min[:n]
-    if not ask.gpus and hosts.gpu_free.shape[1]:
+    score: Floats = weights.wait * hosts.wait_min[:n] - lasting * hosts.survival[:n]
+    score += hosts.order[:n] - weights.pack * taken
+    if not ask.gpus:
         score += weights.gpu * (hosts.gpu_size[:n] > 0.0)
-    score += hosts.order[:n]
     return score
 
 
-def _on_best(hosts: Hosts, ask: Ask, fit: _Fit, container: str) -> Choice:
-    placed = hosts.put(ask, int(fit.rows[fit.scores.argmin()]), container)
+def _on_best(hosts: Hosts, ask: Ask, fit: _Fit, container: str, now_s: float) -> Choice:
+    placed = hosts.put(ask, int(fit.rows[fit.scores.argmin()]), container, since_s=now_s)
     return _choice(hosts, placed.host, placed.id, fit.relaxed)
 
 
@@ -140,7 +151,9 @@ def _choice(hosts: Hosts, row: int, container: str, relaxed: tuple[str, ...]) ->
     return Choice(facts.id, row, container, "", relaxed, left, facts.ready_in_s, facts.survival)
 
 
-def _alike(hosts: Hosts, ask: Ask, names: list[str], weights: Weights) -> list[Choice]:
+def _alike(
+    hosts: Hosts, ask: Ask, names: list[str], now_s: float, weights: Weights
+) -> list[Choice]:
     """Several of the same: scored once for all, the chosen host again each time."""
     made: list[Choice] = []
     while len(made) < len(names):
@@ -150,9 +163,9 @@ def _alike(hosts: Hosts, ask: Ask, names: list[str], weights: Weights) -> list[C
             return made + [Choice(None, container=name, why=why) for name in names[len(made) :]]
         # Where the first one changes the conditions of the next ones, it goes alone.
         if fit.relaxed or _wants_safe(hosts, ask, weights) or _first_of_own(hosts, ask):
-            made.append(_on_best(hosts, ask, fit, names[len(made)]))
+            made.append(_on_best(hosts, ask, fit, names[len(made)], now_s))
         else:
-            made += _from_best(hosts, ask, fit, names[len(made) :], weights)
+            made += _from_best(hosts, ask, fit, names[len(made) :], now_s, weights)
     return made
 
 
@@ -163,7 +176,7 @@ def _first_of_own(hosts: Hosts, ask: Ask) -> bool:
 
 
 def _from_best(
-    hosts: Hosts, ask: Ask, fit: _Fit, names: list[str], weights: Weights
+    hosts: Hosts, ask: Ask, fit: _Fit, names: list[str], now_s: float, weights: Weights
 ) -> list[Choice]:
     """As many as the best candidates take; at least one."""
     best = len(names) + _SPARE_CANDIDATES
@@ -190,7 +203,7 @@ def _from_best(
             heapq.heapreplace(heap, (score - steps[at], row, at))
         else:
             heapq.heappop(heap)
-    placed = hosts.put_alike(ask, chosen, names[: len(chosen)])
+    placed = hosts.put_alike(ask, chosen, names[: len(chosen)], now_s)
     return [_choice(hosts, p.host, p.id, fit.relaxed) for p in placed]
 
 
@@ -206,8 +219,11 @@ def _per_container(hosts: Hosts, ask: Ask, rows: NDArray[np.intp]) -> tuple[Floa
         if ask.gpus >= 1.0:
             room = np.minimum(room, hosts.gpu_whole[rows] // ask.gpus)
         else:
-            per_device = (hosts.gpu_free[rows] + TINY) // ask.gpus
-            room = np.minimum(room, per_device.sum(axis=1))
+            shares = [
+                sum((free + TINY) // ask.gpus for free in hosts.devices[row])
+                for row in rows.tolist()
+            ]
+            room = np.minimum(room, shares)
     return step, room
 
 

@@ -160,4 +160,6 @@ def test_after_the_moves_everything_is_somewhere_and_nothing_overcommitted(
             hosts.put(old.ask, hosts.row(move.target), move.container)
         hosts.remove(one.host)  # raises where anything is left on it
     assert len(hosts.containers) == count
-    assert all((free >= -1e-9).all() for free in hosts.free) and (hosts.gpu_free >= -1e-9).all()
+    assert all((free >= -1e-9).all() for free in hosts.free) and all(
+        free >= -1e-9 for here in hosts.devices for free in here
+    )
