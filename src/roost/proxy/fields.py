@@ -33,6 +33,7 @@ FORWARDING = (
     b"x-forwarded-proto",
     b"x-forwarded-host",
     b"x-forwarded-port",
+    b"x-forwarded-prefix",
     b"x-real-ip",
     b"forwarded",
 )

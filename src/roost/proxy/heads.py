@@ -469,7 +469,7 @@ def _forwarding(fields: RequestFields, origin: Origin) -> bytes:
         lines.append(name + b": " + (said + b", " if said else b"") + own)
     proto = _first(fields.ours, b"x-forwarded-proto") or origin.proto
     lines.append(b"X-Forwarded-Proto: " + proto)
-    for name in (b"X-Forwarded-Host", b"X-Forwarded-Port", b"X-Real-Ip"):
+    for name in (b"X-Forwarded-Host", b"X-Forwarded-Port", b"X-Forwarded-Prefix", b"X-Real-Ip"):
         said = _first(fields.ours, name.lower())
         if said:
             lines.append(name + b": " + said)

@@ -75,6 +75,13 @@ async def test_requests_are_spread_over_the_hosts_under_path_and_name(edge: Any)
         reader, writer = await setup.dial(setup.public)
         writer.write(b"GET /deep?q=1 HTTP/1.1\r\nHost: WEB.localhost:8080\r\n\r\n")
         assert (await reader.readuntil(b"?q=1 ")).endswith(b" /deep?q=1 ")
+        claim = b"X-Forwarded-Prefix: /evil\r\n"
+        for host, path in ((b"h", b"/s/web/claim"), (b"web.localhost", b"/claim")):
+            writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: " + host + b"\r\n" + claim + b"\r\n")
+            await reader.readuntil(b" /claim ")
+        claimed = [head for head in one.heads + two.heads if b" /claim " in head]
+        assert len(claimed) == 2
+        assert not any(b"evil" in head for head in claimed), "a client's own claim is dropped"
         status, _, _ = await setup.ask("/s/other")
         assert status == 404
         setup.routes(service("i-1", "i-2", strip=False))
