@@ -143,3 +143,14 @@ async def test_refusals(folder: Path) -> None:
     with pytest.raises(Never, match="cannot be started"):
         await driver.start(TaskOrder(task_id="a", argv=("/no/such/program",)))
     assert await driver.recover() == []
+
+
+async def test_drivers_leave_each_others_tasks_of_one_name_alone(folder: Path) -> None:
+    one, two = (ProcessDriver(folder / n, clock=CLOCK) for n in ("one", "two"))
+    order = TaskOrder(task_id=name(folder), argv=("sleep", "600"))
+    await one.start(order)
+    await two.start(order)
+    await one.stop(order.task_id, grace_s=0.0)
+    assert not await one.alive(order.task_id)
+    assert await two.alive(order.task_id)
+    await two.stop(order.task_id, grace_s=0.0)

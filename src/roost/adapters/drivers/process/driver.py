@@ -25,6 +25,8 @@ from roost.ports.errors import Gone, Invalid, Never
 from roost.ports.replicas import Executed
 
 MARK = "ROOST_TASK"
+DRIVER = "ROOST_DRIVER"
+"""Beside the mark: whose task it is. Hosts of one machine may have tasks of one name."""
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECRET = frozenset(("ROOST_JOIN_TOKEN",))
 """Of the starter's environment, what a task must not inherit."""
@@ -66,6 +68,7 @@ class ProcessDriver:
         """``groups``: what holds tasks to their limits."""
         self._folder = folder
         mine = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=4).hexdigest()
+        self._mine = mine
         self._groups = groups or Groups(mine)
         self._clock = clock
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -193,7 +196,7 @@ class ProcessDriver:
     def _spawn(self, order: TaskOrder) -> subprocess.Popen[bytes]:
         own = {name: value for name, value in os.environ.items() if name not in _SECRET}
         where = {"HOST": order.address, "PORT": str(order.port)} if order.port else {}
-        environ = {**own, **where, **order.env, MARK: order.task_id}
+        environ = {**own, **where, **order.env, MARK: order.task_id, DRIVER: self._mine}
         with contextlib.ExitStack() as stack:
             output = subprocess.DEVNULL
             if order.log_path:
@@ -227,7 +230,9 @@ class ProcessDriver:
 
     def _adopt_unrecorded(self, file: _TaskFile) -> TaskHandle | None:
         """The starter died between the start and its record: the oldest session leader with the mark."""
-        leaders = [found for found in _marked(file.task_id) if found.session == found.pid]
+        leaders = [
+            found for found in _marked(file.task_id, self._mine) if found.session == found.pid
+        ]
         if not leaders:
             return None
         first = min(leaders, key=lambda found: found.started_ticks)
@@ -248,7 +253,7 @@ class ProcessDriver:
     async def _sweep(self, task_id: str, handle: TaskHandle | None) -> None:
         """Kill all that bears the task's mark: a kernel's own children have sessions of their own."""
         for _ in range(_SWEEP_ROUNDS):
-            rest = [found.pid for found in _marked(task_id)]
+            rest = [found.pid for found in _marked(task_id, self._mine)]
             if handle is not None and self._runs(handle):
                 rest.append(handle.pid)
             if not rest:
@@ -266,18 +271,22 @@ def _process(pid: int) -> _Process | None:
     return _Process(pid, fields[0], int(fields[3]), int(fields[19]))
 
 
-def _marked(task_id: str) -> list[_Process]:
-    """Living processes with the task's mark in their environment."""
-    mark = f"{MARK}={task_id}".encode()
+def _marked(task_id: str, driver: str = "") -> list[_Process]:
+    """Living processes with the task's mark, and of ``driver`` where they say whose they are."""
+    mark, own, whose = f"{MARK}={task_id}".encode(), f"{DRIVER}={driver}".encode(), DRIVER.encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                process = _process(int(entry.name))
-                if process is not None and process.state not in ("Z", "X"):
-                    found.append(process)
+            said = (entry / "environ").read_bytes().split(b"\0")
+            if mark not in said:
+                continue
+            if driver and own not in said and any(one.startswith(whose + b"=") for one in said):
+                continue
+            process = _process(int(entry.name))
+            if process is not None and process.state not in ("Z", "X"):
+                found.append(process)
     return found
 
 
