@@ -41,7 +41,7 @@ from roost.ports.errors import Invalid
 from roost.ports.values import Allocation, Ask, Image
 
 ASK = ("vcpus", "memory_gib", "gpus", "clouds", "regions", "instance_types", "max_usd_hour", "near")
-PARTS = {"tiers": tuple[Tier, ...], "hooks": tuple[Hook, ...], "budgets": tuple[Budget, ...]}
+PARTS: dict[str, Any] = {"tiers": Tier, "hooks": Hook, "budgets": Budget}
 
 
 class GroupDoor:
@@ -170,20 +170,29 @@ class GroupDoor:
             fields["image"] = self._load_image(said.pop("image"))
         if "allocation" in said:
             fields["allocation"] = one_of(Allocation, said.pop("allocation"), "allocation")
-        try:
-            for name, type_ in PARTS.items():
-                if name in said:
-                    fields[name] = msgspec.convert(said.pop(name), type_)
-            if "warm" in said:
-                old = msgspec.structs.asdict(base.warm)
-                fields["warm"] = msgspec.convert({**old, **said.pop("warm")}, WarmPool)
-        except msgspec.ValidationError as error:
-            raise Invalid(f"{error}") from error
+        for name, type_ in PARTS.items():
+            if name in said:
+                fields[name] = tuple(_part(given, type_, name) for given in said.pop(name))
+        if "warm" in said:
+            old = msgspec.structs.asdict(base.warm)
+            fields["warm"] = _part({**old, **said.pop("warm")}, WarmPool, "warm")
         return msgspec.structs.replace(base, **fields, **said)
 
     async def _view(self, group: Group) -> GroupView:
         views = await self._groups.views(group)
         return group_view(group, views, self._clock.now_s())
+
+
+def _part(given: dict[str, Any], type_: Any, what: str) -> Any:
+    """A part of a spec. ``Invalid`` names a field that is missing, unknown or of the wrong kind."""
+    known = type_.__struct_fields__
+    unknown = sorted(given.keys() - set(known))
+    if unknown:
+        raise Invalid(f"{what} knows no {unknown[0]!r}", hint=f"one of {', '.join(known)}")
+    try:
+        return msgspec.convert(given, type_)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{what}: {error}") from error
 
 
 def group_view(group: Group, views: Sequence[MemberView], now_s: float) -> GroupView:
