@@ -12,6 +12,8 @@ Floats = NDArray[np.float64]
 
 DAY = 1440
 """Minutes."""
+CLEARLY = 3.0
+"""So many standard deviations above the last minute are no noise; what is launched for noise comes late."""
 DISPERSION_LEAST, DISPERSION_MOST = 0.7, 30.0
 
 
@@ -84,7 +86,7 @@ def rate_now(recent: Floats, step_s: float, spread: float) -> tuple[float, float
     long = float(last.sum()) / (len(last) * step_s)
     short_s = min(short_n, len(last)) * step_s
     short = float(last[-short_n:].sum()) / short_s
-    if short - 2.0 * math.sqrt(short * spread / short_s) <= long:
+    if short - CLEARLY * math.sqrt(short * spread / short_s) <= long:
         return long, long
     if short > 1.3 * long:
         return min(1.5 * short, 2.0 * short - long), long

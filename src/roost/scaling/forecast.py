@@ -163,13 +163,13 @@ def choose(forecasts: Floats, losses: Floats) -> Floats:
     return ascending
 
 
-def denoise(rates: Floats, width: int) -> Floats:
+def denoise(rates: Floats, width: int, dispersion: float) -> Floats:
     """Take the noise of counting out of a distribution of rates per minute: queueing adds it again."""
     counts = rates * width
     mean = float((counts * MASS).sum())
     spread = float(((counts - mean) ** 2 * MASS).sum())
     if spread <= 0 or mean <= 0:
         return rates
-    shrink = max(0.0, 1.0 - mean / spread) ** 0.5
+    shrink = max(0.0, 1.0 - mean * dispersion / spread) ** 0.5
     shrunk: Floats = (mean + (counts - mean) * shrink) / width
     return shrunk

@@ -85,8 +85,9 @@ def refresh(m: Memory, use: Usage, tests: int) -> Forecast | None:
     bins = (y.sums[width:] - y.sums[:-width]) / (60.0 * width)
     m.highest = 1.1 * float(y.values.max()) / 60.0
     cap = max(1.1 * float(bins.max()), 1.25 * float(bins[-1]))
+    noise = max(1.0, m.dispersion)
     rates = [
-        np.minimum(forecast.denoise(forecast.choose(q, loss), width) / 60.0, cap)
+        np.minimum(forecast.denoise(forecast.choose(q, loss), width, noise) / 60.0, cap)
         for q, loss in zip(found, losses, strict=True)
     ]
     return Forecast(*rates)
@@ -104,15 +105,13 @@ def _measure(m: Memory, use: Usage) -> None:
 
 def _judge(m: Memory, use: Usage) -> None:
     """Correct the risk by the minutes that can be judged by now."""
-    least = risk.floor(m.day_mean / 60.0 * m.service_s / use.concurrency)
     until_s = use.end_s - math.ceil((use.bound_s + 60.0) / 60.0) * 60.0
     size = len(use.total)
     if m.judged_s and not use.failing and until_s > m.judged_s:
         first = max(0, size - round((use.end_s - m.judged_s) / 60.0))
         last = max(first, size - round((use.end_s - until_s) / 60.0))
         late, total = use.late[first:last], use.total[first:last]
-        m.z = risk.corrected(m.z, late, total, m.day_mean, risk.TARGET * use.late_share, least)
-    m.z = max(m.z, least)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, risk.TARGET * use.late_share)
     m.judged_s = max(m.judged_s, until_s)
 
 

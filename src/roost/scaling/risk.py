@@ -4,13 +4,10 @@ It never sees what capacity cannot mend: the caller leaves out cold starts, fail
 the bound by themselves.
 """
 
-import math
-
 from roost.scaling.arrivals import Floats
 
-START = 0.5
-MOST, USED = 3.0, 1.2
-FLOOR = 0.4
+START = 0.4
+LEAST, MOST, USED = 0.0, 3.0, 1.2
 GAIN, JUMP = 0.001, 0.5
 TARGET = 0.8
 """Of the objective's late share: what the correction steers to."""
@@ -21,14 +18,7 @@ def allowed(z: float) -> float:
     return float(10.0 ** -(0.2 + 2.3 * min(z, USED)))
 
 
-def floor(offered_day: float) -> float:
-    """A big service is never careless: safety costs it little."""
-    return min(FLOOR, 0.1 * math.log2(1.0 + max(0.0, offered_day)))
-
-
-def corrected(
-    z: float, late: Floats, total: Floats, mean: float, target: float, least: float
-) -> float:
+def corrected(z: float, late: Floats, total: Floats, mean: float, target: float) -> float:
     """``z`` after some judged minutes: up quickly by late requests, down slowly by their absence.
 
     ``mean`` = requests of an average minute, ``target`` = the late share to steer to.
@@ -38,5 +28,5 @@ def corrected(
             if bad >= 0 and every >= 0:
                 step = (bad / target - max(every, 0.2 * mean)) / mean
                 z += min(JUMP, GAIN * step)
-                z = min(MOST, max(least, z))
-    return min(MOST, max(least, z))
+                z = min(MOST, max(LEAST, z))
+    return min(MOST, max(LEAST, z))

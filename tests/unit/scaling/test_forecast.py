@@ -76,6 +76,6 @@ def test_truth_and_loss() -> None:
 
 def test_the_noise_of_counting_is_taken_out() -> None:
     spread = np.linspace(5, 15, 9)
-    calm = forecast.denoise(spread, 1)
+    calm = forecast.denoise(spread, 1, 1.0)
     assert np.ptp(calm) < np.ptp(spread)
     assert abs((calm * forecast.MASS).sum() - (spread * forecast.MASS).sum()) < 1e-9

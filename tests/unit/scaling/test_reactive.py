@@ -20,7 +20,9 @@ def test_target_tracking_is_the_ratio_rule() -> None:
     assert tracking.track(CPU, 100.0, 4, 4) == 8
     assert tracking.track(CPU, 20.0, 4, 4) == 2
     assert tracking.track(CPU, 52.0, 4, 4) == 4
-    assert tracking.track(TargetTracking(metric="cpu", target=50.0, scale_in=False), 20.0, 4, 4) == 4
+    assert (
+        tracking.track(TargetTracking(metric="cpu", target=50.0, scale_in=False), 20.0, 4, 4) == 4
+    )
 
 
 def test_what_is_missing_says_nothing() -> None:
@@ -124,9 +126,9 @@ def test_filling_does_not_move_what_fills() -> None:
 
 def test_late_requests_make_careful_and_their_absence_careless() -> None:
     minutes = np.full(60, 100.0)
-    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008, 0.0)
-    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, 0.0)
-    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008, 0.0)
+    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008)
+    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008)
+    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008)
     assert worse > 0.5 > better >= 0.0
     assert unknown == 0.5
     assert risk.allowed(1.0) < risk.allowed(0.5) < 1.0
