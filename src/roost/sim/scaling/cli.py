@@ -1,6 +1,8 @@
 """``roost simulate scaling``: policies on recorded load, two levels, against a clairvoyant one."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Annotated
@@ -56,20 +58,15 @@ def scaling(
     """
     with errors():
         kind = Kind("", 0, 1, 1.0, service_s, 1.0, bound_s, concurrency, minimum, step_s)
-        own_file = trace.endswith(".csv.gz")
-        names = [trace] if own_file else _chosen(trace, list(SCENARIOS), "trace")
+        makers = _makers(trace, data, days, kind)
         policies = _chosen(policy, list(POLICIES), "policy")
         rows: list[Row] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
-            task = progress.add_task("reading", total=len(names) * seeds * (len(policies) + 1))
-            for name in names:
+            task = progress.add_task("reading", total=len(makers) * seeds * (len(policies) + 1))
+            for name, make in makers.items():
                 for number in range(seed, seed + seeds):
-                    scenario = (
-                        own(Path(name), replace(kind, days=ceil(days or 1.0)), number)
-                        if own_file
-                        else build(name, data, number, days)
-                    )
+                    scenario = make(number)
                     progress.update(task, description=f"{name} {number}: oracle")
                     best = remembered(scenario, cache)
                     progress.advance(task)
@@ -85,6 +82,17 @@ def scaling(
         return
     out.print(_table(rows))
     out.print(_overall(rows))
+
+
+def _makers(
+    trace: str, data: Path, days: float | None, kind: Kind
+) -> dict[str, Callable[[int], Scenario]]:
+    """By name, what makes a scenario from a seed."""
+    if trace.endswith(".csv.gz"):
+        mine = replace(kind, days=ceil(days or 1.0))
+        return {trace: lambda seed: own(Path(trace), mine, seed)}
+    names = _chosen(trace, list(SCENARIOS), "trace")
+    return {name: partial(build, name, data, days=days) for name in names}
 
 
 def _chosen(asked: str, known: list[str], what: str) -> list[str]:

@@ -80,7 +80,7 @@ def _skyserve(target: float, up_s: float, down_s: float) -> Maker:
     )
 
 
-SHARES = (0.75, 0.6, 0.45, 0.3)
+SHARES = (0.85, 0.7, 0.55, 0.4)
 """Targets that are tried: the share of capacity in use, the cheapest first."""
 POLICIES: Mapping[str, Sequence[Maker]] = {
     "fixed": [_fixed(headroom) for headroom in (1.0, 1.25, 1.6)],

@@ -147,9 +147,9 @@ def of(name: str, kinds: tuple[Kind, ...], folder: Path, seed: int, days: float 
     return Scenario(name, tuple(loads), end_s, seed)
 
 
-def _load(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -> Load:
+def _load(kind: Kind, folder: Path, end_s: float, chance: np.random.Generator) -> Load:
     made = _recorded if kind.series == "gentd26_requests" else _counted
-    at_s, takes_s, minutes = made(kind, folder, end_s, random)
+    at_s, takes_s, minutes = made(kind, folder, end_s, chance)
     before = minutes[: int(START_S / MINUTE_S)]
     return Load(
         name=kind.series.rpartition("_")[0] or kind.series,
@@ -168,10 +168,10 @@ def _load(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -
 Made = tuple[Floats, Floats, Floats]
 
 
-def _recorded(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -> Made:
+def _recorded(kind: Kind, folder: Path, end_s: float, chance: np.random.Generator) -> Made:
     at_s, takes_s = read_requests(folder)
     # Recorded to the second: spread inside it, or requests of one second would arrive as one.
-    at_s = at_s + random.random(len(at_s)) + START_S - kind.first_day * DAY_S
+    at_s = at_s + chance.random(len(at_s)) + START_S - kind.first_day * DAY_S
     order = np.argsort(at_s, kind="stable")
     at_s, takes_s = at_s[order], takes_s[order]
     minutes = _minutes(at_s, end_s)
@@ -180,15 +180,15 @@ def _recorded(kind: Kind, folder: Path, end_s: float, random: np.random.Generato
     return at_s[played], takes_s[played], minutes
 
 
-def _counted(kind: Kind, folder: Path, end_s: float, random: np.random.Generator) -> Made:
+def _counted(kind: Kind, folder: Path, end_s: float, chance: np.random.Generator) -> Made:
     series = read_series(folder, kind.series, kind.step_s)
     begin_s = START_S - kind.first_day * DAY_S + series.offset_s
     counts = series.counts
     if kind.scale != 1.0:
-        counts = random.binomial(counts.astype(np.int64), kind.scale).astype(np.float64)
+        counts = chance.binomial(counts.astype(np.int64), kind.scale).astype(np.float64)
     first, last = _steps(series, begin_s, START_S - WARM_S), _steps(series, begin_s, end_s)
-    at_s = arrivals(counts[first:last], series.step_s, begin_s + first * series.step_s, random)
-    takes_s = _service_times(kind, folder, len(at_s), random)
+    at_s = arrivals(counts[first:last], series.step_s, begin_s + first * series.step_s, chance)
+    takes_s = _service_times(kind, folder, len(at_s), chance)
     return at_s, takes_s, _history(counts, series.step_s, begin_s, at_s, end_s)
 
 
@@ -196,12 +196,12 @@ def _steps(series: Series, begin_s: float, until_s: float) -> int:
     return round((until_s - begin_s) / series.step_s)
 
 
-def _service_times(kind: Kind, folder: Path, size: int, random: np.random.Generator) -> Floats:
+def _service_times(kind: Kind, folder: Path, size: int, chance: np.random.Generator) -> Floats:
     if kind.cv == 0.0:
         recorded = read_generation_s(folder, per_token_s=0.02, per_context_s=0.0004)
-        return np.asarray(random.choice(recorded, size), dtype=np.float64)
+        return np.asarray(chance.choice(recorded, size), dtype=np.float64)
     shape = 1.0 / kind.cv**2
-    return np.asarray(random.gamma(shape, kind.mean_s / shape, size), dtype=np.float64)
+    return np.asarray(chance.gamma(shape, kind.mean_s / shape, size), dtype=np.float64)
 
 
 def _history(counts: Floats, step_s: float, begin_s: float, at_s: Floats, end_s: float) -> Floats:

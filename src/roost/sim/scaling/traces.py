@@ -75,11 +75,11 @@ def filled(counts: Floats, longest: int) -> Floats:
     return found
 
 
-def arrivals(counts: Floats, step_s: float, start_s: float, random: np.random.Generator) -> Floats:
+def arrivals(counts: Floats, step_s: float, start_s: float, chance: np.random.Generator) -> Floats:
     """Sorted times of ``counts`` requests a step, uniform inside it; the first step begins at ``start_s``."""
     whole = counts.astype(np.int64)
     steps = np.repeat(np.arange(len(whole), dtype=np.float64), whole)
-    times = start_s + (steps + random.random(len(steps))) * step_s
+    times = start_s + (steps + chance.random(len(steps))) * step_s
     times.sort()
     return times
 
