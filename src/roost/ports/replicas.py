@@ -80,6 +80,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     """Why it is not ready: ``exit code 1, started again in 8 s``, ``image x is not here``."""
     restarts: int = 0
+    failures: int = 0
+    """Ends in a row, and times it could not be started at all (no such image or program)."""
     exit_code: int | None = None
     started_s: float | None = None
     ready_s: float | None = None

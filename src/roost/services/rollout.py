@@ -190,8 +190,9 @@ def failure(facts: Facts, snapshot: Snapshot) -> str:
     if replica.state is R.DRAINING or facts.outgoing:
         return ""
     said = _said(report)
-    if report is not None and report.restarts >= rollout.crashes and replica.state is not R.READY:
-        return f"{replica.id} was started {report.restarts + 1} times: {said or 'it does not stay'}"
+    ends = max(report.restarts, report.failures) if report is not None else 0
+    if ends >= rollout.crashes and replica.state is not R.READY:
+        return f"{replica.id} failed {ends} times: {said or 'it does not stay'}"
     if report is not None and report.state == "ended":
         return f"{replica.id} has ended: {said or 'its host does not say why'}"
     waited_s = snapshot.now_s - (replica.placed_s or snapshot.now_s)

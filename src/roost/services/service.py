@@ -152,6 +152,8 @@ class ServiceService:
             changed = msgspec.structs.replace(
                 service, planned=planned, needed=needed, reason=reason
             )
+            if service.planned == planned:  # what of them is needed changes all the time
+                return changed, "", ""
             why = f"{service.planned} -> {planned} replicas ({needed} needed): {reason}"
             return changed, "Planned", why
 
@@ -207,8 +209,8 @@ class ServiceService:
                 return service, False
             new, event, reason = changed
             try:
-                line = self._line(service.id, event, reason)
-                await self._store.commit([self.table.row(new, stored)], [line])
+                lines = [self._line(service.id, event, reason)] if event else []
+                await self._store.commit([self.table.row(new, stored)], lines)
             except Conflict:
                 continue
             self._wake(service.id)

@@ -144,6 +144,17 @@ async def test_the_first_revision_that_crashes_has_nothing_to_go_back_to() -> No
     assert (await world.now(service)).state is S.RUNNING, "hosts go on trying"
 
 
+async def test_an_image_that_is_missing_fails_before_anything_was_started() -> None:
+    world = World(hosts=2)
+    service = await running(world)
+    world.missing.add("typo")
+    await world.service.update("web", wish("typo", least=2))
+    await world.run(15)
+    service = await world.now(service)
+    assert (service.state, service.revision) == (S.RUNNING, 1)
+    assert "image typo is not here" in service.message
+
+
 async def test_one_that_is_never_ready_fails_after_its_time() -> None:
     world = World(hosts=2)
     service = await running(world)

@@ -79,11 +79,15 @@ class SimHost:
         for order in sent.replicas:
             self.begun.setdefault(order.replica_id, now_s)
 
-    def step(self, now_s: float, crashes: Callable[[ReplicaOrder], bool]) -> None:
+    def step(self, now_s: float, broken: set[str], missing: set[str]) -> None:
         for id_, order in self.orders.items():
             age_s = now_s - self.begun[id_]
-            state, restarts, detail = "starting", 0, ""
-            if crashes(order):
+            state, restarts, failures, detail = "starting", 0, 0, ""
+            command = " ".join(order.spec.command)
+            if command in missing:
+                failures = int(age_s // 1.0)
+                state, detail = "backing_off", f"image {command} is not here"
+            elif command in broken:
                 restarts = int(age_s // 1.0)
                 state, detail = "backing_off", "exit code 3"
             elif age_s >= START_S:
@@ -94,6 +98,7 @@ class SimHost:
                 revision=order.revision,
                 state=state,
                 restarts=restarts,
+                failures=failures,
                 detail=detail,
             )
 
@@ -112,6 +117,8 @@ class World:
         self.wants: list[tuple[int, str, tuple[str, ...]]] = []
         self.broken: set[str] = set()
         """Commands that crash."""
+        self.missing: set[str] = set()
+        """Commands that cannot even be started."""
         self.gateway = GatewayService(self.store)
         self.routes = ServiceRoutes(self.gateway)
         self.ledger = Ledger(self.store)
@@ -251,7 +258,7 @@ class World:
                 )
             if host.host.deadline_s is not None and host.host.deadline_s <= self.clock.at_s:
                 host.alive = False
-            host.step(self.clock.at_s, lambda order: " ".join(order.spec.command) in self.broken)
+            host.step(self.clock.at_s, self.broken, self.missing)
             empty = not self.ledger.on(host.host.host_id)
             if host.host.state is HostState.DRAINING and empty:
                 host.alive = False

@@ -141,6 +141,7 @@ class Replica:
             state=machine.shown(life, draining=self.draining),
             detail=life.detail,
             restarts=life.restarts,
+            failures=life.failures,
             exit_code=life.exit_code,
             started_s=None if life.began_s is None else life.began_s + to_utc,
             ready_s=None if life.ready_s is None else life.ready_s + to_utc,
