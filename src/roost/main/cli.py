@@ -36,7 +36,10 @@ MARKET: Table = {
 GROUPS: Table = {
     "notebook": ("roost.doors.cli.notebook:app", "Notebook sessions that outlive their machine."),
     "job": ("roost.doors.cli.job:app", "Scripts that outlive their machine."),
-    "service": ("roost.doors.cli.service:app", "Replicas behind one address, scaled on two levels."),
+    "service": (
+        "roost.doors.cli.service:app",
+        "Replicas behind one address, scaled on two levels.",
+    ),
     "group": ("roost.doors.cli.group:app", "Hosts kept between min and max."),
     "host": ("roost.doors.cli.host:app", "The machines sessions run on."),
     "market": (MARKET, "Know every offer and which is best."),
