@@ -47,7 +47,7 @@ class Plan:
     service_s: float = 0.2
     least: int = 1
     most: int = 16
-    vcpus: float = 0.25
+    vcpus: float = 0.5
     scale_in_s: float = 20.0
     period_s: int = 2
 
