@@ -136,7 +136,8 @@ def standing(
     """The hosts of a group with what is on them; with ``booting``, those that come take replicas too."""
     known = {s.id: s for s in services}
     asks: dict[tuple[str, int], Ask] = {}
-    hosts = Hosts(_facts(h, pool, booting) for h in pool.hosts if h.host_id or h.member_id)
+    listed = {h.host_id or h.member_id: h for h in pool.hosts}
+    hosts = Hosts(_facts(h, pool, booting) for name, h in listed.items() if name)
     for replica in replicas:
         service = known.get(replica.service_id)
         row = hosts.index.get(replica.host_id)
