@@ -140,9 +140,14 @@ def _disturbed(
     seen = at_s + (fewer or 0.0)
     again = world.watched.first(seen, lambda s: s.ready >= replicas and not s.noticed)
     result.times = {
-        "fewer are seen": fewer,
+        "fewer containers are seen": fewer,
         "all are ready again": None if again is None else again + (fewer or 0.0),
     }
+    away = world.watched.first(at_s, lambda s: s.hosts < began.hosts)
+    if away is not None:
+        back = world.watched.first(at_s + away, lambda s: s.hosts >= began.hosts)
+        result.times["fewer hosts are seen"] = away
+        result.times["as many hosts again"] = None if back is None else back + away
     result.notes.append(f"{what} at {rate:g} requests/s" if what else "nothing was there to kill")
     result.notes.append(f"{began.ready} of {replicas} containers on {began.hosts} hosts before")
     world.services.scale("web", None)

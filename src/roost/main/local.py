@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import os
 import shutil
 import signal
@@ -162,6 +163,7 @@ class LocalInstallation:
     def doctor(self) -> list[Check]:
         """Look at everything that could be wrong."""
         checks = [self._check_state(), _check_python(), _check_uv(), _check_isolation()]
+        checks.append(_check_containers())
         checks += [_check_space(self.settings.state_dir), self._check_port()]
         checks += [self._check_process(n) for n in self._processes()]
         return checks
@@ -197,6 +199,21 @@ class LocalInstallation:
         if pid is None:
             return Check(name, False, "does not run", "`roost up` starts it; see logs/")
         return Check(name, True, f"pid {pid}")
+
+
+def _check_containers() -> Check:
+    """Never a fault: only services with an image need an engine."""
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    uds = address.removeprefix("unix://") if address.startswith("unix://") else None
+    base = "http://docker" if uds else address.replace("tcp://", "http://")
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=uds), timeout=2.0) as client:
+            version = client.get(f"{base}/version").json()["Version"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return Check("containers", True, f"no engine at {address}: services with an image wait")
+    if importlib.util.find_spec("aiodocker") is None:
+        return Check("containers", False, f"Docker {version}", "pip install 'roost[docker]'")
+    return Check("containers", True, f"Docker {version} at {address}")
 
 
 def _check_python() -> Check:
