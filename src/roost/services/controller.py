@@ -64,6 +64,7 @@ class ServiceController:
         self._routes = routes
         self._wake_host = wake_host
         self._short = short
+        self._began_s = clock.now_s() - clock.monotonic_s()
         self._placing = asyncio.Lock()
         self._silent_since: dict[str, float] = {}
         self._pointed: dict[str, object] = {}
@@ -138,7 +139,13 @@ class ServiceController:
             )
             for replica in replicas
         )
-        return rollout.Snapshot(service=service, replicas=facts, now_s=self._clock.now_s())
+        return rollout.Snapshot(
+            service=service, replicas=facts, now_s=self._now_s(), wall_s=self._clock.now_s()
+        )
+
+    def _now_s(self) -> float:
+        """The clock as it was at the start, and steady since."""
+        return self._began_s + self._clock.monotonic_s()
 
     def _silent_s(self, host_id: str) -> float:
         if not host_id or self._links.connected(host_id):
@@ -163,7 +170,7 @@ class ServiceController:
 
     def _seen(self, replica: Replica, report: ReplicaReport) -> StoryLine:
         event = f"Replica{str(replica.state).capitalize()}"
-        after_s = self._clock.now_s() - (replica.placed_s or replica.created_s)
+        after_s = self._now_s() - (replica.placed_s or replica.created_s)
         said = f": {report.detail}" if report.detail else f" after {after_s:.1f} s"
         return self._line(replica.service_id, event, f"{replica.id} on {replica.host_id}{said}")
 
@@ -173,7 +180,7 @@ class ServiceController:
         self, stored: Stored[Service], instructions: Sequence[rollout.Instruction]
     ) -> None:
         """Everything of one round in one commit."""
-        service, now_s = stored.value, self._clock.now_s()
+        service, now_s = stored.value, self._now_s()
         replicas: list[Replica] = []
         lines: list[StoryLine] = []
         for instruction in instructions:
@@ -210,7 +217,7 @@ class ServiceController:
                 return machine.end(service, now_s), "Deleted", "its last replica has ended"
 
     def _new(self, service: Service, count: int, reason: str) -> list[Replica]:
-        now_s = self._clock.now_s()
+        now_s = self._now_s()
         return [
             Replica(
                 id=self._ids.new("r"),
@@ -236,7 +243,7 @@ class ServiceController:
         async with self._placing:
             waiting = [r for r in self._ledger.of(service.id) if r.state is R.WANTED]
             found = await self._choose(service, waiting, pool)
-            now_s = self._clock.now_s()
+            now_s = self._now_s()
             placed = [
                 machine.place(r, choice.host, now_s, choice.reason)
                 for r in waiting

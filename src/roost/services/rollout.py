@@ -20,6 +20,7 @@ LAST_MOMENT_S = 2.0
 """Before its host goes, a replica without a replacement serves until here."""
 SILENT_S = 15.0
 """A host that is not connected for this long is given up, and so are its replicas."""
+LONG_AGO_S = 3600.0
 ADD_AT_ONCE = 100
 """Replicas added in one round."""
 
@@ -64,6 +65,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[Facts, ...]
     """All that have not ended."""
     now_s: float
+    """As the clock was at first, and steady since: ages are right when the clock jumps."""
+    wall_s: float
+    """As the clock is: what clouds mean by a deadline."""
 
 
 class Add(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +134,7 @@ def _drained(snapshot: Snapshot) -> list[Instruction]:
         replica, report = facts.replica, facts.report
         if replica.state is not R.DRAINING:
             continue
-        age_s = snapshot.now_s - (replica.draining_s or snapshot.now_s)
+        age_s = _age_s(snapshot, replica.draining_s)
         idle = report is not None and report.in_flight + report.queued == 0
         if report is not None and report.state == "ended":
             found.append(Remove(replica_id=replica.id, reason="it has ended"))
@@ -216,7 +220,15 @@ def settled(facts: Facts, snapshot: Snapshot) -> bool:
         return False
     on_trial = snapshot.service.state is not ServiceState.RUNNING
     settle_s = snapshot.service.wish.rollout.settle_s if on_trial else 0.0
-    return snapshot.now_s - replica.ready_s >= settle_s
+    return _age_s(snapshot, replica.ready_s) >= settle_s
+
+
+def _age_s(snapshot: Snapshot, since_s: float | None) -> float:
+    """How long ago it was. What is ahead of the clock was written before it jumped back: long ago."""
+    if since_s is None:
+        return 0.0
+    age_s = snapshot.now_s - since_s
+    return age_s if age_s >= 0 else LONG_AGO_S
 
 
 # --- how many, and which leave --------------------------------------------------------------------------
@@ -333,4 +345,4 @@ def _must_go(facts: Facts, snapshot: Snapshot, others: int) -> bool:
     service = snapshot.service
     grace_s = service.current.spec.stop_grace_s
     ahead_s = min(service.wish.rollout.drain_s, 10.0) + grace_s if others else LAST_MOMENT_S
-    return host.deadline_s - snapshot.now_s <= max(ahead_s, LAST_MOMENT_S)
+    return host.deadline_s - snapshot.wall_s <= max(ahead_s, LAST_MOMENT_S)

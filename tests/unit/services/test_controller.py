@@ -295,6 +295,21 @@ async def test_the_same_name_or_a_bad_wish_is_refused_and_a_token_is_known_again
         await world.service.update("web", wish("other"))
 
 
+@pytest.mark.parametrize("jump_s", [86_400.0, -86_400.0])
+async def test_a_clock_that_jumps_neither_fails_a_revision_nor_stops_a_drain(jump_s: float) -> None:
+    world = World(hosts=2)
+    service = await running(world, least=2)
+    await world.service.update("web", wish("newer", least=2))
+    await world.run(1)
+    world.clock.jumped_s = jump_s
+    await world.run(4)
+    world.restart()
+    await world.run(30)
+    service = await world.now(service)
+    assert (service.state, service.revision) == (S.RUNNING, 2)
+    assert {r.revision for r in world.ledger.of(service.id)} == {2}
+
+
 async def test_logs_come_from_the_host_of_the_replica() -> None:
     world = World()
     service = await running(world, least=1)

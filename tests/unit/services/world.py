@@ -50,9 +50,11 @@ class HandClock:
 
     def __init__(self) -> None:
         self.at_s = 1_700_000_000.0
+        self.jumped_s = 0.0
+        """How far somebody has put the wall clock off."""
 
     def now_s(self) -> float:
-        return self.at_s
+        return self.at_s + self.jumped_s
 
     def monotonic_s(self) -> float:
         return self.at_s - 1_699_000_000.0
