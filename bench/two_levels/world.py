@@ -141,7 +141,7 @@ class World:
             bound_s=plan.bound_s,
             service_s=plan.service_s,
             policies=policies,
-            rollout=RolloutBody(drain_s=10.0),
+            rollout=RolloutBody(drain_s=3.0),
         )
         if plan.docker:
             body = msgspec.structs.replace(body, image=base_image.make_web(base_image.make_base()))
