@@ -60,7 +60,7 @@ IMPURE_MODULES = {
     "sqlite3",
     "logging",
 }
-DOMAIN = ("fleet", "notebooks", "jobs", "gateway", "metering", "market")
+DOMAIN = ("fleet", "notebooks", "jobs", "services", "gateway", "metering", "market")
 
 
 def _tree(path: Path) -> ast.Module:
