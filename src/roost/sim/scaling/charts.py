@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from roost.sim.scaling.oracle import Oracle
 from roost.sim.scaling.scenario import MINUTE_S, Scenario
@@ -57,13 +58,14 @@ def _latency(panel: object, hours: Floats, latency_s: Floats, bound_s: float) ->
     panel.plot(hours, latency_s, color=CAPACITY, linewidth=0.8)  # type: ignore[attr-defined]
     panel.axhline(bound_s, color=LATE, linewidth=0.7, linestyle="--")  # type: ignore[attr-defined]
     panel.set_yscale("log")  # type: ignore[attr-defined]
+    panel.yaxis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
     panel.set_ylabel("p99 s", fontsize=8)  # type: ignore[attr-defined]
 
 
 def _late(panel: object, hours: Floats, late: Floats, arrived: Floats) -> None:
     share = late / np.maximum(arrived, 1.0)
     twin = panel.twinx()  # type: ignore[attr-defined]
-    twin.fill_between(hours, share, color=LATE, alpha=0.35, linewidth=0, step="post")
+    twin.fill_between(hours, share, color=LATE, alpha=0.6, linewidth=0.6, step="post")
     twin.set_ylim(0, 1)
     twin.set_ylabel("late", fontsize=8, color=LATE)
 
