@@ -112,6 +112,7 @@ def quantiles(y: Minutes, at: int, horizons: tuple[int, ...], width: int) -> Flo
     floor = _FLOOR * y.day_mean + 1e-9
     level = (y.sums[start] - y.sums[start - base]) / base + floor
     now = float(y.sums[at] - y.sums[at - base]) / base + floor
+    slow, slow_now = _slow(y, start, at)
     counts = np.concatenate([[0], np.cumsum([int(fits[part].sum()) for part in parts])])
     out = np.full((len(horizons), len(SAMPLERS), len(LEVELS)), np.nan)
     peak = np.zeros(len(start))
@@ -120,12 +121,31 @@ def quantiles(y: Minutes, at: int, horizons: tuple[int, ...], width: int) -> Flo
         while done < step:
             np.maximum(peak, rolled[start + done * width], out=peak)
             done += 1
-        growth = (peak + floor) / level
+        reached = (peak + floor) / slow * slow_now
+        ahead = np.minimum((peak + floor) / level * now, np.maximum(reached, now))
         for j in range(len(SAMPLERS)):
             mine = slice(counts[j], counts[j + 1])
-            out[i, j] = _weighted(growth[mine], odds[mine]) * now - floor
+            out[i, j] = _weighted(ahead[mine], odds[mine]) - floor
     found: Floats = np.maximum(out, 0.0)
     return found
+
+
+def _slow(y: Minutes, start: Ints, at: int) -> tuple[Floats, float]:
+    """(load of the hours before each past moment, before now): growth ends where it ended then.
+
+    Of two and six hours' means the one that lets growth go further.
+    """
+    floor = _FLOOR * y.day_mean + 1e-9
+
+    def mean(end: Ints, back: int) -> Floats:
+        first = np.maximum(end - back, 0)
+        found: Floats = (y.sums[end] - y.sums[first]) / np.maximum(end - first, 1)
+        return found
+
+    then = np.minimum(mean(start, 120), mean(start, 360)) + floor
+    here = np.array([at])
+    now = float(np.maximum(mean(here, 120), mean(here, 360))[0]) + floor
+    return then, now
 
 
 def _weighted(values: Floats, odds: Floats) -> Floats:

@@ -111,7 +111,9 @@ def _judge(m: Memory, use: Usage) -> None:
         first = max(0, size - round((use.end_s - m.judged_s) / 60.0))
         last = max(first, size - round((use.end_s - until_s) / 60.0))
         late, total = use.late[first:last], use.total[first:last]
-        m.z = risk.corrected(m.z, late, total, m.day_mean, risk.TARGET * use.late_share)
+        # What starts from zero uses its own part of the objective.
+        target = use.late_share * (risk.TARGET_AWAKE if use.sleeps else risk.TARGET)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, target)
     m.judged_s = max(m.judged_s, until_s)
 
 

@@ -66,26 +66,31 @@ class Loads:
         )
 
 
-_WAYS = 8
-"""Each look at the search interval cuts it into so many parts."""
+_GRID = 40
+"""Numbers of replicas that are tried at once; around the best one all are tried that lie between."""
 
 
-def fewest(rates: Floats, odds: Floats, loads: Loads, risk: Floats, most: int = 100_000) -> Ints:
-    """Fewest replicas with a request-weighted late share of at most ``risk`` over uncertain rates.
+def cheapest(
+    rates: Floats, odds: Floats, loads: Loads, price: Floats, means: Floats, most: int = 100_000
+) -> Ints:
+    """Replicas with the lowest sum of late requests and cost over uncertain rates.
 
-    ``rates`` [service, level] per second, ``odds`` [level]; all services at once; ``risk`` [service].
+    ``rates`` [service, level] per second, ``odds`` [level]; all services at once. ``means`` [service] is each
+    one's usual rate: late requests count as a share of it, replicas as a multiple of what it keeps busy, and
+    ``price`` [service] is what that multiple is worth. So late requests are spent where they save most: not
+    the same share at every moment, but the same gain per replica.
     """
-    weight = rates * odds
-    total = weight.sum(1)
     top = rates.max(1) * loads.service_s
     reach = top + 6.0 * np.sqrt(top * loads.spread) + 8.0 * loads.spread + 4.0
-    high = np.where(total > 0, np.minimum(np.ceil(reach / loads.concurrency), most), 0.0)
+    high = np.where(top > 0, np.minimum(np.ceil(reach / loads.concurrency), most), 0.0)
+    usual = np.maximum(means, 1e-9)
+    busy = usual * loads.service_s / loads.concurrency
+    weight = odds * rates / usual[:, None]
     low = np.zeros(len(high))
-    part = np.arange(1, _WAYS)
     rows = np.arange(len(high))
-    share = weight / np.where(total > 0, total, 1.0)[:, None]
-    while (high - low).max(initial=0.0) > 1.0:
-        tried = low[:, None] + np.floor((high - low)[:, None] * part / _WAYS)
+    while True:
+        step = np.maximum(1.0, np.ceil((high - low) / _GRID))
+        tried = np.minimum(low[:, None] + step[:, None] * np.arange(_GRID + 1), high[:, None])
         late = late_share(
             (tried * loads.concurrency[:, None])[:, :, None],
             rates[:, None, :],
@@ -93,8 +98,9 @@ def fewest(rates: Floats, odds: Floats, loads: Loads, risk: Floats, most: int = 
             loads.spread[:, None, None],
             loads.slack_s[:, None, None],
         )
-        good = (late * share[:, None, :]).sum(2) <= risk[:, None]
-        first = np.where(good.any(1), good.argmax(1), _WAYS - 1)
-        edges = np.concatenate([low[:, None], tried, high[:, None]], 1)
-        low, high = edges[rows, first], edges[rows, first + 1]
-    return high.astype(np.int64)
+        cost = (late * weight[:, None, :]).sum(2) + (price / busy)[:, None] * tried
+        best = tried[rows, cost.argmin(1)]
+        if step.max(initial=1.0) <= 1.0:
+            found: Ints = best.astype(np.int64)
+            return found
+        low, high = np.maximum(0.0, best - step), np.minimum(high, best + step)

@@ -6,16 +6,24 @@ the bound by themselves.
 
 from roost.scaling.arrivals import Floats
 
-START = 0.4
-LEAST, MOST, USED = 0.0, 3.0, 1.2
-GAIN, JUMP = 0.001, 0.5
-TARGET = 0.8
+START = 0.5
+LEAST, MOST = 0.1, 1.2
+GAIN, JUMP = 0.0003, 0.15
+"""Of ``z`` per minute: for a late share of twice what is steered to, and at most."""
+NOW = 0.2
+"""What is there already is served as if replicas cost no more than this."""
+TARGET = 0.75
 """Of the objective's late share: what the correction steers to."""
+TARGET_AWAKE = 0.3
+"""The same of a service that may sleep, whose starts from zero use the rest."""
 
 
-def allowed(z: float) -> float:
-    """Request-weighted odds of being late that the capacity is chosen for; ``z`` is how careful to be."""
-    return float(10.0 ** -(0.2 + 2.3 * min(z, USED)))
+def price(z: float) -> float:
+    """What the replicas of a service's usual load are worth, as a share of its requests.
+
+    ``z`` = how careful to be: the cheaper replicas are taken to be, the fewer requests are late.
+    """
+    return float(10.0 ** -(0.2 + 1.5 * z))
 
 
 def corrected(z: float, late: Floats, total: Floats, mean: float, target: float) -> float:

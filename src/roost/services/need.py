@@ -177,8 +177,8 @@ def _predicted(
         if sleep:
             m.top = 0
             return 0, 0, "asleep: no request for its idle time"
-    if up >= m.top or o.now_s >= m.top_until_s:
-        m.top, m.top_until_s = up, o.now_s + KEEP_S
+    if now >= m.top or o.now_s >= m.top_until_s:
+        m.top, m.top_until_s = now, o.now_s + KEEP_S
     return up, max(m.hold, m.top), f"{why} (z {m.z:.2f})"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from roost.scaling import forecast, hosts, learn, memory, risk
 from roost.scaling.arrivals import Floats
 from roost.scaling.memory import Memory
-from roost.scaling.queueing import Loads, fewest
+from roost.scaling.queueing import Loads, cheapest
 from roost.services import need
 from roost.services.need import Need
 from roost.services.observation import (
@@ -27,10 +27,6 @@ from roost.services.observation import (
 
 REFRESHES = 170
 """Services whose forecast is made anew in one decision: in a minute's six, all of 1,000."""
-RISKIEST = 0.3
-"""No forecast is answered with more odds of late requests, however few they are."""
-NOW_RISK = 0.05
-"""What is there already is served with no more odds of late requests than these."""
 TESTS = 64
 """Past moments at which samplers are tried in one decision, shared by the services it refreshes."""
 
@@ -86,24 +82,18 @@ def _refresh(
     at = [place for place, _ in made]
     chosen = [memories[place] for place in at]
     loads = _loads([observation.services[place] for place in at], chosen)
-    risks = np.array([risk.allowed(m.z) for m in chosen])
-    means = np.array([m.day_mean / 60.0 for m in chosen])
+    prices, means = _prices(chosen)
     ups, holds = np.array([f.up for _, f in made]), np.array([f.hold for _, f in made])
-    up = fewest(ups, forecast.MASS, loads, _spent(risks, means, ups))
-    hold = fewest(holds, forecast.MASS, loads, _spent(risks, means, holds))
+    up = cheapest(ups, forecast.MASS, loads, prices, means)
+    hold = cheapest(holds, forecast.MASS, loads, prices, means)
     for m, high, low in zip(chosen, up.tolist(), hold.tolist(), strict=True):
         m.up, m.hold = high, low
 
 
-def _spent(risks: Floats, means: Floats, rates: Floats) -> Floats:
-    """The risk where it is cheapest: the same number of late requests is allowed at every moment, not share.
-
-    A quiet hour may be late more often than a busy one, whose requests cost less to serve well.
-    """
-    expected = rates @ forecast.MASS
-    share = risks * np.maximum(means, 1e-9) / np.maximum(expected, 1e-9)
-    found: Floats = np.minimum(share, RISKIEST)
-    return found
+def _prices(memories: Sequence[Memory]) -> tuple[Floats, Floats]:
+    """(what carefulness is worth, usual rate per second) of each service."""
+    prices = np.array([risk.price(m.z) for m in memories])
+    return prices, np.array([m.day_mean / 60.0 for m in memories])
 
 
 def _now(
@@ -113,8 +103,12 @@ def _now(
     if not services:
         return []
     known = np.array([[rate or 0.0] for rate in rates])
-    risks = np.array([min(NOW_RISK, risk.allowed(m.z)) for m in memories])
-    found: list[int] = fewest(known, np.ones(1), _loads(services, memories), risks).tolist()
+    prices, means = _prices(memories)
+    prices = np.minimum(prices, risk.NOW)
+    # Without history the present is what is usual.
+    means = np.where(means > 0, means, known[:, 0])
+    loads = _loads(services, memories)
+    found: list[int] = cheapest(known, np.ones(1), loads, prices, means).tolist()
     return found
 
 

@@ -1,11 +1,11 @@
-"""The queueing formula against the textbook recurrence, and the search for the fewest replicas."""
+"""The queueing formula against the textbook recurrence; the search for the cheapest replicas."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.scaling.queueing import Loads, fewest, late_share, waits
+from roost.scaling.queueing import Loads, cheapest, late_share, waits
 
 
 def _erlang_c(servers: int, offered: float) -> float:
@@ -35,29 +35,40 @@ def _loads(service_s: float = 1.0, spread: float = 1.0, k: float = 1.0) -> Loads
 
 @given(
     rates=st.lists(st.floats(0.01, 200.0), min_size=1, max_size=5),
-    risk=st.floats(0.001, 0.5),
+    price=st.floats(0.003, 0.4),
     spread=st.floats(0.5, 8.0),
 )
-def test_fewest_is_enough_and_one_less_is_not(
-    rates: list[float], risk: float, spread: float
-) -> None:
+def test_cheapest_is_the_cheapest_of_all(rates: list[float], price: float, spread: float) -> None:
     column = np.array([rates])
     odds = np.full(len(rates), 1.0 / len(rates))
-    found = int(fewest(column, odds, _loads(spread=spread), np.array([risk]))[0])
+    mean = float(column.mean())
+    one = np.ones(1)
+    found = int(cheapest(column, odds, _loads(spread=spread), one * price, one * mean)[0])
 
-    def late(count: int) -> float:
-        one = np.ones(1)
+    def cost(count: int) -> float:
         share = late_share(one * count, column[0], one, one * spread, one * 2.0)
-        return float((share * column[0]).sum() / column[0].sum())
+        return float((share * column[0] * odds).sum() / mean + price * count / mean)
 
-    assert late(found) <= risk + 1e-9
-    assert found == 0 or late(found - 1) > risk - 1e-9
+    every = [cost(count) for count in range(int(max(rates) * 2 + 60))]
+    assert cost(found) <= min(every) * 1.05 + 1e-9
+
+
+def test_the_dearer_replicas_are_the_fewer_are_taken() -> None:
+    rates, odds, one = np.array([[40.0, 160.0]]), np.array([0.9, 0.1]), np.ones(1)
+    taken = [
+        int(cheapest(rates, odds, _loads(), one * price, one * 40.0)[0])
+        for price in (0.001, 0.02, 0.3, 3.0)
+    ]
+    assert taken == sorted(taken, reverse=True)
+    assert taken[0] > 160 > taken[2] > 40 > taken[3] == 0
 
 
 def test_no_load_needs_nothing_and_concurrency_needs_fewer() -> None:
-    risk = np.array([0.01])
+    one = np.ones(1)
     rates, odds = np.array([[40.0]]), np.ones(1)
-    assert fewest(np.zeros((1, 1)), odds, _loads(), risk)[0] == 0
-    alone, shared = (fewest(rates, odds, _loads(k=k), risk)[0] for k in (1.0, 4.0))
+    assert cheapest(np.zeros((1, 1)), odds, _loads(), one * 0.1, one)[0] == 0
+    alone, shared = (
+        cheapest(rates, odds, _loads(k=k), one * 0.05, one * 40.0)[0] for k in (1.0, 4.0)
+    )
     assert alone > 40
-    assert alone / 4 <= shared <= alone / 4 + 1
+    assert alone / 4 - 1 <= shared <= alone / 4 + 1

@@ -131,4 +131,4 @@ def test_late_requests_make_careful_and_their_absence_careless() -> None:
     unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008)
     assert worse > 0.5 > better >= 0.0
     assert unknown == 0.5
-    assert risk.allowed(1.0) < risk.allowed(0.5) < 1.0
+    assert risk.price(1.0) < risk.price(0.5) < 1.0
