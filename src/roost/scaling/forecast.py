@@ -23,8 +23,8 @@ _FLOOR = 0.05
 """Part of the daily mean added to both sides of a growth ratio: near zero a ratio says nothing."""
 _LIKE = 0.4
 """How much the logarithm of a peak may differ between like moments (one standard deviation)."""
-_UNLIKE = 1e-3
-"""What a moment that is not like the present still weighs."""
+_UNLIKE = 0.03
+"""What a moment that is not like the present still weighs: likeness is not proof."""
 
 
 @lru_cache(maxsize=1)

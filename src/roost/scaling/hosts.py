@@ -6,6 +6,7 @@ It never places anything: which replica runs where is placement's.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +39,24 @@ def filled(shares: Mapping[str, Share], slots: int) -> dict[str, int]:
     """
     given = {k: max(s.needed, min(s.before, s.most)) for k, s in shares.items()}
     free = slots - sum(given.values())
-    while free < 0:
-        spare = [k for k in given if given[k] > shares[k].needed]
-        if not spare:
-            break
-        richest = max(spare, key=lambda k: given[k] / max(0.25, shares[k].needed))
-        given[richest] -= 1
+
+    def share(name: str, count: int) -> float:
+        return count / max(0.25, shares[name].needed)
+
+    rich = [(-share(k, n), k) for k, n in given.items() if n > shares[k].needed] if free < 0 else []
+    heapify(rich)
+    while free < 0 and rich:
+        name = heappop(rich)[1]
+        given[name] -= 1
         free += 1
-    while free > 0:
-        open_to = [k for k in given if given[k] < shares[k].most]
-        if not open_to:
-            break
-        poorest = min(open_to, key=lambda k: given[k] / max(0.25, shares[k].needed))
-        given[poorest] += 1
+        if given[name] > shares[name].needed:
+            heappush(rich, (-share(name, given[name]), name))
+    poor = [(share(k, n), k) for k, n in given.items() if n < shares[k].most] if free > 0 else []
+    heapify(poor)
+    while free > 0 and poor:
+        name = heappop(poor)[1]
+        given[name] += 1
         free -= 1
+        if given[name] < shares[name].most:
+            heappush(poor, (share(name, given[name]), name))
     return given

@@ -6,13 +6,13 @@ the bound by themselves.
 
 from roost.scaling.arrivals import Floats
 
-START = 0.5
-LEAST, MOST = 0.1, 1.2
-GAIN, JUMP = 0.0003, 0.15
+START = 0.55
+LEAST, MOST = 0.4, 1.2
+GAIN, JUMP = 0.0005, 0.15
 """Of ``z`` per minute: for a late share of twice what is steered to, and at most."""
 NOW = 0.2
 """What is there already is served as if replicas cost no more than this."""
-TARGET = 0.75
+TARGET = 0.6
 """Of the objective's late share: what the correction steers to."""
 TARGET_AWAKE = 0.3
 """The same of a service that may sleep, whose starts from zero use the rest."""
