@@ -185,7 +185,7 @@ def _standby_warm(view: ClaimView | None, session: Session) -> bool:
     """Whether a kernel waits there that has imported what the session's image says."""
     if view is None or view.report is None or not view.usable:
         return False
-    wanted = set(session.image.imports)
+    wanted = set(session.image.imports).intersection(session.imports)
     return any(
         t.kind == "standby" and t.state == "ready" and wanted <= set(t.imports)
         for t in view.report.tasks
