@@ -49,13 +49,14 @@ def test_a_group_replaces_what_is_lost_and_what_is_noticed(
     assert first.offer.key != second.offer.key, "not both in one pool"
     cluster.client.kill_host(first.host_id)
     cluster.client.interrupt_host(second.host_id, 5.0, "a test")
+    lost = {first.host_id, second.host_id}
     eventually(
-        lambda: len([h for h in groups.show("web").hosts if h.state == "launching"]) == 2,
+        lambda: len({h.host_id for h in groups.show("web").hosts} - lost) == 2,
         "both are replaced before the second is gone",
         timeout_s=30,
     )
     new = wait_for(groups, "web", 2)
-    assert {h.host_id for h in new}.isdisjoint({first.host_id, second.host_id})
+    assert lost.isdisjoint(h.host_id for h in new)
     story = [f"{line.event} {line.reason}" for line in cluster.client.story("g-web")]
     assert any("under notice" in line for line in story)
     smaller = groups.change("web", GroupBody(min=0))
