@@ -16,6 +16,8 @@ from roost.proxy.tunnel import Tunnel
 from roost.proxy.upstream import Outcome, Upstream
 
 _OK = Outcome.OK
+EARLY_LIMIT = 64 << 10
+"""Answers of patient plans are kept back up to this size until they are whole, if they can be had again."""
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -160,6 +162,19 @@ class Exchange(Attempts):
         self.request = None
         self.client.again(now_s)
 
+    def _kept_back(self, back: BackendConnection, data: bytes, left: int) -> bool:
+        """The beginning of a small answer waits for its rest: its sender may die before that is here, and
+        then somebody else can be asked."""
+        plan, request = self.plan, self.request
+        assert plan is not None
+        assert request is not None
+        if not plan.patient or not 0 < left < EARLY_LIMIT - len(data):
+            return False
+        if not request.idempotent or not self._replayable:
+            return False
+        back.early = data
+        return True
+
     def _stream(
         self, back: BackendConnection, data: bytes, end: int, head: ResponseHead, left: int
     ) -> None:
@@ -167,6 +182,8 @@ class Exchange(Attempts):
         transport = self.client.transport
         if left < 0 or transport.is_closing():
             self._answered(back, data)
+            return
+        if self._kept_back(back, data, left):
             return
         self._left = left
         self.begun = True

@@ -114,6 +114,7 @@ class BackendConnection(asyncio.Protocol):
         "backend",
         "began_s",
         "blocked",
+        "early",
         "first_s",
         "idle_since_s",
         "reader",
@@ -138,6 +139,8 @@ class BackendConnection(asyncio.Protocol):
         """Infinite until it was used."""
         # Of the exchange it works for:
         self.upstream: Upstream | None = None
+        self.early = b""
+        """Of an answer that is kept back until it is whole."""
         self.began_s = self.first_s = 0.0
         """When it was sent, and how long the answer's first byte took."""
         self.reader: ResponseReader | None = None
@@ -172,6 +175,8 @@ class BackendConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         user = self.user
         if user is not None:
+            if self.early:
+                data, self.early = self.early + data, b""
             user.answered(self, data)
         else:
             self.transport.abort()  # an answer nobody asked for

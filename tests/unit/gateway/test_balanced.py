@@ -171,6 +171,24 @@ async def test_a_dead_host_fails_no_idempotent_request(edge: Any) -> None:
         await two.kill()
 
 
+async def test_a_host_that_dies_in_the_middle_of_a_small_answer_is_not_noticed(edge: Any) -> None:
+    async with edge() as setup:
+        one, two = await up(setup, "i-1", "i-2")
+        whole = answer(b"0123456789")
+
+        async def half(head: bytes, body: bytes) -> bytes:
+            return whole[:-4]
+
+        one.handler = half
+        setup.routes(service("i-1"))
+        asked = asyncio.create_task(setup.ask("/s/web/1"))
+        await until(lambda: len(one.asked) == 1)
+        setup.routes(service("i-1", "i-2"))
+        await one.kill()
+        assert (await asked)[::2] == (200, b"i-2 /1 ")
+        await two.kill()
+
+
 async def test_the_only_hosts_agent_dies_and_comes_back(edge: Any) -> None:
     """Its replicas ran on: whoever was under way is asked again when it is back."""
     async with edge() as setup:
