@@ -10,6 +10,7 @@ from rich.text import Text
 
 from roost.client.groups import GroupBody, GroupCalls, GroupHostView, GroupView, RefreshGroup
 from roost.doors.cli.context import age, emit, errors, installation, out, progress
+from roost.doors.cli.options import takes
 from roost.ports.errors import Invalid, Retry
 
 app = typer.Typer(help="Hosts kept between min and max.", no_args_is_help=True)
@@ -115,6 +116,43 @@ FIELDS = {
 WARM = {"warm": "size", "warm_state": "state", "warm_reuse": "reuse"}
 
 
+Given = dict[str, Any]
+OPTIONS = {
+    name: (kind, None)
+    for name, kind in {
+        "least": Least,
+        "most": Most,
+        "slots": Slots,
+        "vcpus": Vcpus,
+        "memory": Memory,
+        "gpus": Gpus,
+        "clouds": Clouds,
+        "region": Regions,
+        "type_": Types,
+        "max_price": MaxPrice,
+        "near": Near,
+        "image": ImageOption,
+        "allocation": Allocation,
+        "base": Base,
+        "percent": Percent,
+        "fallback": Fallback,
+        "pool_share": PoolShare,
+        "region_share": RegionShare,
+        "spares": Spares,
+        "warm": WarmSize,
+        "warm_state": WarmState,
+        "warm_reuse": WarmReuse,
+        "tier": Tiers,
+        "hook": Hooks,
+        "budget": Budgets,
+        "drain": Drain,
+        "protect_new": ProtectNew,
+        "rebalance": Rebalance,
+    }.items()
+}
+"""Of a group: what is not given stays as it is."""
+
+
 def body_of(options: Mapping[str, Any]) -> GroupBody:
     """What was given; the rest stays unsaid."""
     said = {name: value for name, value in options.items() if value not in (None, [], ())}
@@ -179,88 +217,36 @@ def calls(ctx: typer.Context) -> GroupCalls:
 
 
 @app.command()
+@takes("given", OPTIONS)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Small letters, digits and dashes.")],
-    least: Least = None,
-    most: Most = None,
-    slots: Slots = None,
-    vcpus: Vcpus = None,
-    memory: Memory = None,
-    gpus: Gpus = None,
-    clouds: Clouds = None,
-    region: Regions = None,
-    type_: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = None,
-    image: ImageOption = None,
-    allocation: Allocation = None,
-    base: Base = None,
-    percent: Percent = None,
-    fallback: Fallback = None,
-    pool_share: PoolShare = None,
-    region_share: RegionShare = None,
-    spares: Spares = None,
-    warm: WarmSize = None,
-    warm_state: WarmState = None,
-    warm_reuse: WarmReuse = None,
-    tier: Tiers = None,
-    hook: Hooks = None,
-    budget: Budgets = None,
-    drain: Drain = None,
-    protect_new: ProtectNew = None,
-    rebalance: Rebalance = None,
+    given: Given,
     json: JsonOption = False,
 ) -> None:
     """Make a group of hosts."""
     with errors():
-        body = body_of(ctx.params)
+        body = body_of(given)
         _said(calls(ctx).create(name, body), json=json)
 
 
 @app.command("set")
+@takes("given", OPTIONS)
 def set_(
     ctx: typer.Context,
     name: NameArgument,
+    given: Given,
     desired: Annotated[
         int | None, typer.Option(help="So many hosts, whatever the scaler says.")
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="The scaler decides again.")] = False,
-    least: Least = None,
-    most: Most = None,
-    slots: Slots = None,
-    vcpus: Vcpus = None,
-    memory: Memory = None,
-    gpus: Gpus = None,
-    clouds: Clouds = None,
-    region: Regions = None,
-    type_: Types = None,
-    max_price: MaxPrice = None,
-    near: Near = None,
-    image: ImageOption = None,
-    allocation: Allocation = None,
-    base: Base = None,
-    percent: Percent = None,
-    fallback: Fallback = None,
-    pool_share: PoolShare = None,
-    region_share: RegionShare = None,
-    spares: Spares = None,
-    warm: WarmSize = None,
-    warm_state: WarmState = None,
-    warm_reuse: WarmReuse = None,
-    tier: Tiers = None,
-    hook: Hooks = None,
-    budget: Budgets = None,
-    drain: Drain = None,
-    protect_new: ProtectNew = None,
-    rebalance: Rebalance = None,
     json: JsonOption = False,
 ) -> None:
     """Change a group; hosts that run stay as they are until a refresh."""
     with errors():
         if desired is not None and auto:
             raise Invalid("--desired and --auto contradict each other")
-        body = body_of(ctx.params)
+        body = body_of(given)
         groups = calls(ctx)
         view = groups.change(name, body)
         if desired is not None or auto:

@@ -1,7 +1,6 @@
 """The options that commands of ``roost market`` share: a workload's constraints, and the ask they make."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from roost.doors.cli.context import errors
+from roost.doors.cli.options import Command, takes
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, PurchaseOption
 
@@ -66,36 +66,24 @@ def _names(*flags: str, help: str) -> Any:
 
 def asks(
     options: tuple[PurchaseOption, ...] = SPOT, **defaults: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Command], Command]:
     """A command about a workload: its parameter ``ask`` is made of the options that say which.
 
     ``options``: what is bought where ``--option`` is not given; ``defaults`` stand for those of the options.
     """
-    workload = _workload(options)
+    workload = {
+        name: (kind, defaults.get(name, default))
+        for name, (kind, default) in _workload(options).items()
+    }
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
-        own = list(signature.parameters.values())
-        at = [parameter.name for parameter in own].index("ask")
-        made = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=defaults.get(name, default),
-                annotation=kind,
-            )
-            for name, (kind, default) in workload.items()
-        ]
-
+    def decorate(command: Command) -> Command:
+        @takes("ask", workload)
         @functools.wraps(command)
-        def run(**given: Any) -> None:
+        def run(ask: dict[str, Any], **given: Any) -> None:
             with errors():
-                ask = _ask(options, **{name: given.pop(name) for name in workload})
-            command(ask=ask, **given)
+                made = _ask(options, **ask)
+            command(ask=made, **given)
 
-        shown = own[:at] + made + own[at + 1 :]
-        run.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in shown}
         return run
 
     return decorate

@@ -22,6 +22,7 @@ from roost.client.services import (
 )
 from roost.client.where import where_of
 from roost.doors.cli.context import age, emit, errors, installation, out, progress
+from roost.doors.cli.options import takes
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Gone, Invalid, Retry
 from roost.ports.files import TreeEntry
@@ -80,7 +81,39 @@ Apart = Annotated[
 ]
 
 
+Given = dict[str, Any]
+OPTIONS = {
+    name: (kind, None)
+    for name, kind in {
+        "command": Command,
+        "image": ImageOption,
+        "env": Env,
+        "files": Files,
+        "port": Port,
+        "cpu": Cpu,
+        "memory": Memory,
+        "gpus": Gpus,
+        "least": Least,
+        "most": Most,
+        "target": Target,
+        "concurrency": Concurrency,
+        "health": HealthPath,
+        "bound": Bound,
+        "late": Late,
+        "group": GroupOption,
+        "host": HostNames,
+        "drain": Drain,
+        "surge": Surge,
+        "spread": SpreadOption,
+        "near": With,
+        "apart": Apart,
+    }.items()
+}
+"""Of a service: what is not given stays unsaid."""
+
+
 def body_of(
+    services: ServiceCalls,
     *,
     command: str | None,
     image: str | None,
@@ -103,7 +136,7 @@ def body_of(
     spread: list[str] | None,
     near: list[str] | None,
     apart: list[str] | None,
-    files: dict[str, TreeEntry] | None,
+    files: Path | None,
 ) -> ServiceBody:
     """What was given; the rest stays unsaid."""
 
@@ -132,7 +165,7 @@ def body_of(
         hosts=said(None if not host else tuple(host)),
         rollout=said(None if drain is None and surge is None else rollout),
         where=said(where or None),
-        files=said(files),
+        files=said(sent(services, files)),
     )
 
 
@@ -179,86 +212,36 @@ def sent(services: ServiceCalls, folder: Path | None) -> dict[str, TreeEntry] | 
 
 
 @app.command()
+@takes("given", OPTIONS)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A DNS label: its path is /s/<name>/.")],
-    command: Command = None,
-    image: ImageOption = None,
-    env: Env = None,
-    files: Files = None,
-    port: Port = None,
-    cpu: Cpu = None,
-    memory: Memory = None,
-    gpus: Gpus = None,
-    least: Least = None,
-    most: Most = None,
-    target: Target = None,
-    concurrency: Concurrency = None,
-    health: HealthPath = None,
-    bound: Bound = None,
-    late: Late = None,
-    group: GroupOption = None,
-    host: HostNames = None,
-    drain: Drain = None,
-    surge: Surge = None,
-    spread: SpreadOption = None,
-    near: With = None,
-    apart: Apart = None,
+    given: Given,
     wait: WaitOption = 0.0,
     json: JsonOption = False,
 ) -> None:
     """Make a service and keep it running; its address holds requests until the first replica is ready."""
     with errors():
         services = calls(ctx)
-        body = body_of(
-            command=command, image=image, env=env, port=port, cpu=cpu, memory=memory, gpus=gpus,
-            least=least, most=most, target=target, concurrency=concurrency, health=health,
-            bound=bound, late=late, group=group, host=host, drain=drain, surge=surge,
-            spread=spread, near=near, apart=apart, files=sent(services, files),
-        )  # fmt: skip
+        body = body_of(services, **given)
         token = SystemIds().secret()
         view = services.create(CreateService(name=name, body=body, token=token))
         _done(services, view, wait, json=json)
 
 
 @app.command()
+@takes("given", OPTIONS)
 def update(
     ctx: typer.Context,
     name: NameArgument,
-    command: Command = None,
-    image: ImageOption = None,
-    env: Env = None,
-    files: Files = None,
-    port: Port = None,
-    cpu: Cpu = None,
-    memory: Memory = None,
-    gpus: Gpus = None,
-    least: Least = None,
-    most: Most = None,
-    target: Target = None,
-    concurrency: Concurrency = None,
-    health: HealthPath = None,
-    bound: Bound = None,
-    late: Late = None,
-    group: GroupOption = None,
-    host: HostNames = None,
-    drain: Drain = None,
-    surge: Surge = None,
-    spread: SpreadOption = None,
-    near: With = None,
-    apart: Apart = None,
+    given: Given,
     wait: WaitOption = 0.0,
     json: JsonOption = False,
 ) -> None:
     """Change what is given; another command, image or size replaces the replicas one by one."""
     with errors():
         services = calls(ctx)
-        body = body_of(
-            command=command, image=image, env=env, port=port, cpu=cpu, memory=memory, gpus=gpus,
-            least=least, most=most, target=target, concurrency=concurrency, health=health,
-            bound=bound, late=late, group=group, host=host, drain=drain, surge=surge,
-            spread=spread, near=near, apart=apart, files=sent(services, files),
-        )  # fmt: skip
+        body = body_of(services, **given)
         _done(services, services.update(name, body).service, wait, json=json)
 
 
