@@ -121,6 +121,7 @@ def store(
         snapshot = drained(collector.collect(job.touched, log, given=given))
         if snapshot.home:
             raise Elsewhere(snapshot.home)
+        recorder.here()
     written = recorder.write(snapshot, facts, Seal(), sync=False)
     return written, Knowledge(recorder.learned(), collector.learned())
 

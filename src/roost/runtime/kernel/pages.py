@@ -33,9 +33,13 @@ _FEATURES = 1 << 13 | 1 << 15
 _REGISTER, _UNREGISTER, _PROTECT = 0xC020AA00, 0x8010AA01, 0xC018AA06
 _MODE_WP, _WP_ON = 2, 1
 _SCAN, _SCAN_BYTES, _ASYNC_ONLY = 0xC0606610, 96, 2
-_ALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1, 2, 8, 16
+_ALLOWED, _WRITTEN, _PRESENT, _SWAPPED, _ZERO = 1, 2, 8, 16, 32
 _REGIONS = 4096
 """Regions that one scan tells."""
+_ENTRY = 8
+"""Bytes of a page in the page map; the last says: present, of a file, no other process maps it."""
+_SHARED = bytes(byte & 0xFE not in (0x80, 0xA0) or byte == 0x81 for byte in range(256))
+"""Last byte of an entry -> 0 where the page is shared with another process or still the file's."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CHUNK_FILE = re.compile(r"/chunks/[0-9a-f]{64}")
 
@@ -53,6 +57,8 @@ class Pages:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._handle = self._map = -1
+        self._mark = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._mark[0] = 1
         try:
             self._open()
             self.works = _trial(self)
@@ -97,7 +103,8 @@ class Pages:
             raise Unwatched
         with self._lock:
             try:
-                same = list(self._same(low, high))
+                wanted = _ALLOWED | _WRITTEN
+                same = list(_scan(self._map, low, high, (_WRITTEN, wanted, _PRESENT | _SWAPPED)))
                 rest = _between(same, low, high)
                 for first, last in rest:
                     self._protect(first, last)
@@ -106,6 +113,29 @@ class Pages:
         # The pages at both ends belong to others too.
         edges = [(start, low), *rest, (high, start + size)]
         return [(first - start, last - start) for first, last in edges if first < last]
+
+    def own(self, start: int, size: int) -> list[Range]:
+        """In a forked child: parts of a range (as offsets, whole pages) that it may have written since the
+        fork. Pages that it shares with its parent are as they were then; those that the parent has written
+        meanwhile cannot be told from its own."""
+        low, high = _whole(start, size)
+        try:
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as map_:
+                handle = map_.fileno()
+                if not self._tells(handle):
+                    return [(low - start, high - start)]
+                return [(first - start, last - start) for first, last in _own(handle, low, high)]
+        except OSError:
+            return [(low - start, high - start)]
+
+    def _tells(self, handle: int) -> bool:
+        """Whether a shared page and one of its own can be told apart here, by their effects."""
+        with mmap.mmap(-1, 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            memory[0] = 1
+            start = address_of(memory)
+            own = _own(handle, start, start + 2 * PAGE)
+        mark = address_of(self._mark)
+        return own == [(start, start + 2 * PAGE)] and not _own(handle, mark, mark + PAGE)
 
     @property
     def _here(self) -> bool:
@@ -138,21 +168,43 @@ class Pages:
                 if error.errno != errno.EAGAIN:  # the mappings change at this moment
                     raise
 
-    def _same(self, low: int, high: int) -> Iterator[Range]:
-        """Parts that were surely not written."""
-        found = (ctypes.c_uint64 * (3 * _REGIONS))()
-        while low < high:
-            wanted = _ALLOWED | _WRITTEN
-            argument = bytearray(
-                struct.pack(
-                    "12Q", _SCAN_BYTES, _ASYNC_ONLY, low, high, 0, ctypes.addressof(found), _REGIONS,
-                    0, _WRITTEN, wanted, _PRESENT | _SWAPPED, _ALLOWED,
-                )
-            )  # fmt: skip
-            count = fcntl.ioctl(self._map, _SCAN, argument)
-            for index in range(0, 3 * count, 3):
-                yield found[index], found[index + 1]
-            low = struct.unpack_from("Q", argument, 32)[0]
+
+def _scan(handle: int, low: int, high: int, categories: tuple[int, int, int]) -> Iterator[Range]:
+    """Ranges of pages in these categories: inverted ones, all of which, any of which (PAGEMAP_SCAN)."""
+    found = (ctypes.c_uint64 * (3 * _REGIONS))()
+    inverted, every, some = categories
+    while low < high:
+        argument = bytearray(
+            struct.pack(
+                "12Q", _SCAN_BYTES, _ASYNC_ONLY if every & _ALLOWED else 0, low, high, 0,
+                ctypes.addressof(found), _REGIONS, 0, inverted, every, some, every,
+            )
+        )  # fmt: skip
+        count = fcntl.ioctl(handle, _SCAN, argument)
+        for index in range(0, 3 * count, 3):
+            yield found[index], found[index + 1]
+        low = struct.unpack_from("Q", argument, 32)[0]
+
+
+def _own(handle: int, low: int, high: int) -> list[Range]:
+    """Pages of this process that no other one maps, or that are not there."""
+    count = (high - low) // PAGE
+    entries = os.pread(handle, count * _ENTRY, low // PAGE * _ENTRY)
+    if len(entries) < count * _ENTRY:
+        return [(low, high)]
+    bad = bytearray(entries[_ENTRY - 1 :: _ENTRY].translate(_SHARED))
+    # The page of zeros is everybody's: memory that was given back reads like it.
+    filled = list(_scan(handle, low, high, (_ZERO, _PRESENT | _ZERO, _PRESENT)))
+    for first, last in _between(filled, low, high):
+        at, end = (first - low) // PAGE, (last - low) // PAGE
+        bad[at:end] = b"\1" * (end - at)
+    runs = []
+    end = 0
+    while (at := bad.find(1, end)) >= 0:
+        end = bad.find(0, at)
+        end = count if end < 0 else end
+        runs.append((low + at * PAGE, low + end * PAGE))
+    return runs
 
 
 def _whole(start: int, size: int) -> Range:

@@ -54,7 +54,7 @@ from roost.runtime.kernel.naming import (
     place_of,
     real_module,
 )
-from roost.runtime.kernel.watched import Part
+from roost.runtime.kernel.watched import Taken
 
 IN_BAND_BYTES = 64 << 10
 """Memory smaller than this goes into the pickle itself."""
@@ -82,7 +82,7 @@ class Dump:
     """A pickle and its out-of-band memory, still the user's own."""
 
     content: bytes
-    buffers: Sequence[memoryview | Part]
+    buffers: Sequence[Taken]
     notes: list[str]
     seconds: float
     alive: list[Any] = field(default_factory=list)

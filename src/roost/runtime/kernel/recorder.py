@@ -30,7 +30,7 @@ from roost.runtime.kernel.format import (
     manifest_path,
 )
 from roost.runtime.kernel.pages import pages
-from roost.runtime.kernel.watched import BLOCK_BYTES, Part, Sight, Watched
+from roost.runtime.kernel.watched import BLOCK_BYTES, Copy, Part, Sight, Watched
 
 PACK_BYTES = 256 << 10
 """Pickles smaller than this are written together as one chunk."""
@@ -164,6 +164,10 @@ class Recorder:
         views = [view for one in snapshot.fresh for view in one.dump.buffers]
         self._watched.scan([self._watched.key(view) for view in views if type(view) is memoryview])
 
+    def here(self) -> None:
+        """This is a forked child, and the snapshot that it writes was collected here."""
+        self._watched.here()
+
     def own_memory(self, snapshot: Snapshot, limit: int = INLINE_BYTES) -> bool:
         """Copy what a capture needs of the user's memory, up to ``limit`` bytes; whether that is all."""
         return snapshot.own_memory(limit, self._watched)
@@ -258,17 +262,18 @@ class Recorder:
     def _buffers(self, one: Fresh, former: Group | None, seal: Seal) -> tuple[Buffer, ...]:
         found = []
         for index, view in enumerate(one.dump.buffers):
-            key = self._watched.key(view)
-            if key is not None:
-                self._sights.append((one.names, index, key))
-            taken = self._watched.part(view) or view
+            sight = self._watched.sight(one.names, index, view)
+            if sight is not None:
+                self._sights.append(sight)
+            taken = (self._watched.part(view) if isinstance(view, memoryview) else None) or view
             if isinstance(taken, Part):
                 found.append(Buffer(self._changed(taken), taken.nbytes, taken.readonly))
                 continue
             known: tuple[Extent, ...] = ()
             if former is not None and index < len(former.buffers):
                 known = former.buffers[index].extents
-            found.append(Buffer(self._extents(taken, known, seal), view.nbytes, view.readonly))
+            whole = taken.view if isinstance(taken, Copy) else taken
+            found.append(Buffer(self._extents(whole, known, seal), whole.nbytes, whole.readonly))
         return tuple(found)
 
     def _changed(self, part: Part) -> tuple[Extent, ...]:

@@ -6,10 +6,10 @@ a range that was not written holds what it held. A buffer is watched from the se
 place; one that is rewritten again and again is left alone for a while, as first writes to watched pages cost.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from roost.runtime.kernel.format import Extent, Manifest
+from roost.runtime.kernel.format import Extent, Group, Manifest
 from roost.runtime.kernel.pages import WATCH_BYTES, Pages, Unwatched, address_of
 
 BLOCK_BYTES = 64 << 10
@@ -23,8 +23,9 @@ MOST = 512
 
 Key = tuple[int, int]
 """Address and size."""
-Sight = tuple[tuple[str, ...], int, Key]
-"""Names of a group, index of one of its buffers, and where that lies."""
+Sight = tuple[tuple[str, ...], int, Key, frozenset[int]]
+"""Names of a group, index of one of its buffers, where that lies, and offsets of blocks that may hold
+something else in the process that is watched."""
 
 
 @dataclass(slots=True)
@@ -49,6 +50,24 @@ class Part:
     blocks: dict[int, bytes]
 
 
+@dataclass(slots=True)
+class Copy:
+    """All of a buffer, copied."""
+
+    view: memoryview
+    key: Key | None
+    """Where the user's own lies."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole."""
+        return self.view.nbytes
+
+
+Taken = memoryview | Part | Copy
+"""A buffer of the user's, or what was copied of it."""
+
+
 class Watched:
     """See the module."""
 
@@ -59,19 +78,31 @@ class Watched:
         """Captures that met a buffer which is not watched; below 0: so many are to pass first."""
         self._often: dict[Key, int] = {}
         """How often a buffer turned out to be rewritten."""
+        self._here = False
+        self._doubts: dict[Key, frozenset[int] | None] = {}
+
+    def here(self) -> None:
+        """This is a forked child, and what it stores was pickled here."""
+        self._here = True
 
     def clear(self) -> None:
         """Trust nothing that is known: all is read as a whole."""
         for key in list(self._all):
             self._drop(key)
 
-    def key(self, view: memoryview | Part) -> Key | None:
-        """Where a buffer lies, if it is big enough to be watched."""
-        if isinstance(view, Part):
+    def key(self, view: Taken) -> Key | None:
+        """Where a buffer of the user's lies, if it is big enough to be watched."""
+        if not isinstance(view, memoryview):
             return view.key
         if not self._pages.works or view.nbytes < WATCH_BYTES:
             return None
-        return address_of(view), view.nbytes
+        key = address_of(view), view.nbytes
+        return None if self._doubt(key) is None else key
+
+    def sight(self, names: tuple[str, ...], index: int, view: Taken) -> Sight | None:
+        """What ``commit`` is to know of a buffer that is stored."""
+        key = self.key(view)
+        return None if key is None else (names, index, key, self._doubt(key) or frozenset())
 
     def get(self, key: Key | None) -> Watch | None:
         """What is known of a buffer; None: it must be read as a whole."""
@@ -99,7 +130,7 @@ class Watched:
     def commit(self, manifest: Manifest, sights: Iterable[Sight]) -> None:
         """A capture that met these buffers is on disk."""
         groups = {group.names: group for group in manifest.groups}
-        for names, index, key in sights:
+        for names, index, key, doubt in sights:
             group = groups.get(names)
             known = self._all.get(key)
             if group is None or index >= len(group.buffers) or group.buffers[index].size != key[1]:
@@ -107,35 +138,47 @@ class Watched:
             elif known is None:
                 self._seen[key] = self._seen.get(key, 0) + 1
             else:
-                self._all[key] = Watch(names, group.buffers[index].extents)
-        self._forget(groups.keys())
+                self._all[key] = Watch(names, group.buffers[index].extents, set(doubt))
+        self._forget(groups)
 
-    def unread(self, view: memoryview | Part) -> int:
+    def unread(self, view: Taken) -> int:
         """How many bytes of the user's memory a capture has to read for it."""
-        if isinstance(view, Part):
+        if not isinstance(view, memoryview):
             return 0
         known = self.get(self.key(view))
         if known is None or view.nbytes < len(known.blocks) * BLOCK_BYTES:
             return view.nbytes
         return len(known.blocks) * BLOCK_BYTES
 
-    def part(self, view: memoryview | Part) -> Part | None:
+    def part(self, view: memoryview) -> Part | None:
         """What of a buffer is to be stored; None: all of it."""
-        if isinstance(view, Part):
-            return view
         key = self.key(view)
         known = self.get(key)
         if key is None or known is None or known.extents is None:
             return None
-        blocks = {at: bytes(view[at : at + BLOCK_BYTES]) for at in sorted(known.blocks)}
+        changed = known.blocks | (self._doubt(key) or frozenset())
+        blocks = {at: bytes(view[at : at + BLOCK_BYTES]) for at in sorted(changed)}
         return Part(view.nbytes, view.readonly, key, known.extents, blocks)
 
-    def own(self, view: memoryview | Part) -> memoryview | Part:
+    def own(self, view: Taken) -> Part | Copy:
         """A copy of what a capture has to read."""
+        if not isinstance(view, memoryview):
+            return view
         if (part := self.part(view)) is not None:
             return part
-        copied = bytes(view) if view.readonly else bytearray(view)  # type: ignore[arg-type]
-        return memoryview(copied)
+        copied = memoryview(bytes(view) if view.readonly else bytearray(view))
+        return Copy(copied, self.key(view))
+
+    def _doubt(self, key: Key) -> frozenset[int] | None:
+        """Offsets of blocks that may not be what the watched process has there; None: too many."""
+        if not self._here:
+            return frozenset()
+        if key not in self._doubts:
+            own = self._pages.own(*key)
+            much = sum(high - low for low, high in own) * MUCH_PART > key[1]
+            found = frozenset(at for low, high in own for at in _blocks(low, high))
+            self._doubts[key] = None if much else found
+        return self._doubts[key]
 
     def _look(self, key: Key, known: Watch) -> None:
         try:
@@ -165,10 +208,13 @@ class Watched:
         if self._all.pop(key, None) is not None:
             self._pages.leave(*key)
 
-    def _forget(self, names: Collection[tuple[str, ...]]) -> None:
+    def _forget(self, groups: Mapping[tuple[str, ...], Group]) -> None:
         """Buffers that the newest capture does not hold: what they held may be deleted from disk."""
         for key, known in list(self._all.items()):
-            if known.extents is not None and known.names not in names:
+            if known.extents is None:
+                continue
+            group = groups.get(known.names)
+            if group is None or all(one.extents != known.extents for one in group.buffers):
                 self._drop(key)
         for memory in (self._seen, self._often):
             while len(memory) > MOST:
