@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from roost.adapters.providers.local import namespaces, processes, records
+from roost.adapters.providers.local.host import erase
 from roost.adapters.providers.local.records import EnvFile
 from roost.ports.errors import Conflict, Denied, Gone, Invalid, NoCapacity
 from roost.ports.provider import InstanceState
@@ -41,6 +42,15 @@ def permitted(world: World) -> bool:
     base = world.root / "probe"
     (base / "self").mkdir(parents=True)
     return not namespaces.permitted(base, base / "self")
+
+
+def test_what_is_about_to_be_replaced_outlives_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    for name in ("instance.json", ".instance.json.77.part", ".env.json.77.part", "heartbeat"):
+        (tmp_path / name).write_text("{}")
+    erase(tmp_path, tmp_path / "run")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".instance.json.77.part", "instance.json"]
 
 
 async def test_an_instance_sees_itself_only(world: World) -> None:

@@ -284,3 +284,23 @@ def test_a_plain_ipykernel_loads_it(bench) -> None:
     target = bench.session()
     answer = target.door.demand("restore", dir=str(where), manifest=str(where / "manifest-1.json"))
     assert {e["name"]: e["outcome"] for e in answer["report"]}["x"] == "kept"
+
+
+def test_an_interrupt_before_the_code_reaches_the_cell(bench) -> None:
+    kernel = bench.session()
+    kernel.run(
+        "import asyncio, os, signal, time\narmed = False\n"
+        "def hit():\n"
+        "    global armed\n"
+        "    if armed: armed = False; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
+        "get_ipython().events.register('pre_execute', hit)"
+    )
+    handler = kernel.run("print(signal.getsignal(signal.SIGINT))")
+    for code in ("time.sleep(30)", "await asyncio.sleep(30)", "1 +"):
+        kernel.run("armed = True")
+        begun = time.monotonic()
+        reply, _ = kernel.execute(code)
+        named = reply["content"]["ename"]
+        assert named in ("KeyboardInterrupt", "CancelledError", "SyntaxError"), named
+        assert time.monotonic() - begun < 20
+        assert kernel.run("print(signal.getsignal(signal.SIGINT))") == handler

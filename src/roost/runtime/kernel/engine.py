@@ -29,6 +29,7 @@ from roost.runtime.kernel.format import (
     manifest_numbers,
     manifest_path,
 )
+from roost.runtime.kernel.interrupts import Interrupts
 from roost.runtime.kernel.jobs import Fields, Job, answer
 from roost.runtime.kernel.notice import Mover, Transformer
 from roost.runtime.kernel.pausing import Continued, Pauser
@@ -51,8 +52,11 @@ class Engine(Captures):
         """The cell that runs has restored: it is not logged."""
         self.pauser: Pauser | None = None
         """Pauses the running cell for a keeper, while tracking for one."""
+        self._interrupts = Interrupts()
         self._transformer = Transformer(
-            self.running, lambda: (self.mover or self.pauser) is not None and self._depth == 1
+            self.running,
+            lambda: (self.mover or self.pauser) is not None and self._depth == 1,
+            self._interrupts.begin,
         )
         shell.ast_transformers.append(self._transformer)
         self.again = Again(self.kernel, self.running, self._transformer, self._last_ok)
@@ -300,6 +304,7 @@ class Engine(Captures):
 
     def _pre_execute(self) -> None:
         self._depth += 1
+        self._interrupts.hold()
         if self.unproven:
             running = asking.message(self.kernel)
             if self._depth > 1 or running is None or running["content"].get("user_expressions"):
@@ -343,6 +348,7 @@ class Engine(Captures):
             self._cell_calm = False
 
     def _post_execute(self) -> None:
+        self._interrupts.let_go()
         self._depth = max(0, self._depth - 1)
         if self._depth:
             return

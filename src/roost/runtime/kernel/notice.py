@@ -240,15 +240,20 @@ def check(report: list[Fields]) -> None:
 class Transformer(ast.NodeTransformer):
     """Has the loops of a cell wrapped, and puts the rest of a continued cell in the place of its code."""
 
-    def __init__(self, running: Running, wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self, running: Running, wanted: Callable[[], bool], begins: Callable[[], None]
+    ) -> None:
+        """``wanted``: whether loops are wrapped now; ``begins``: told that the code is about to run."""
         self._running = running
         self._wanted = wanted
+        self._begins = begins
         self.instead: ast.Module | None = None
 
     def visit(self, node: ast.AST) -> ast.AST:
         """Called by IPython with the whole cell."""
         if not isinstance(node, ast.Module):
             return node
+        self._begins()
         if self.instead is not None:
             node, self.instead = self.instead, None
         if not self._wanted():

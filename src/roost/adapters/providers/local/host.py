@@ -244,10 +244,11 @@ class HostProcess:
 
 
 def erase(folder: Path, run_dir: Path) -> None:
-    """Delete the disk of an ended instance; its record, ledger and end stay. Repeating is fine."""
+    """Delete the disk of an ended instance; its record, ledger and end stay, also while the other process
+    is writing one. Repeating is fine."""
     with contextlib.suppress(FileNotFoundError):
         for path in folder.iterdir():
-            if path.name in records.KEPT:
+            if path.name in records.KEPT or records.unfinished(path):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

@@ -109,11 +109,17 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 T = TypeVar("T")
+_PART = ".part"
+
+
+def unfinished(path: Path) -> bool:
+    """Whether this is a file of ``KEPT`` that a process is about to replace."""
+    return path.suffix == _PART and any(path.name.startswith(f".{name}.") for name in KEPT)
 
 
 def write(path: Path, value: object, *, durable: bool = False) -> None:
     """Replace ``path`` by ``value`` as JSON, mode 0600; ``durable`` waits for the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(value))
