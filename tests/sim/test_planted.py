@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from roost.fleet import machine as fleet_machine
-from roost.fleet.group_model import MemberState, MemberView
-from roost.fleet.group_snapshot import Snapshot
+from roost.fleet.groups.model import MemberState, MemberView
+from roost.fleet.groups.snapshot import Snapshot
 from roost.fleet.model import Instance, InstanceState
 from roost.fleet.service import FleetService
 from roost.jobs import machine as job_machine

@@ -7,9 +7,9 @@ import msgspec
 
 from roost.adapters.store.sqlite.store import open_store
 from roost.fleet.controller import FleetController
-from roost.fleet.group_controller import GroupController
-from roost.fleet.group_model import GroupHost, GroupSpec, HostUse, MemberView
-from roost.fleet.groups import Groups
+from roost.fleet.groups.controller import GroupController
+from roost.fleet.groups.model import GroupHost, GroupSpec, HostUse, MemberView
+from roost.fleet.groups.service import Groups
 from roost.fleet.model import ClaimState, RankedOffer
 from roost.fleet.service import FleetService
 from roost.kit.ids import SeededIds

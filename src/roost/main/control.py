@@ -33,11 +33,11 @@ from roost.doors.rest.services import ServiceDoor
 from roost.doors.rest.top import TopDoor
 from roost.doors.rest.views import Views
 from roost.fleet.controller import FleetController
-from roost.fleet.group_controller import GroupController
-from roost.fleet.group_members import GroupMembers
-from roost.fleet.group_model import PREFIX as GROUP
-from roost.fleet.group_model import GroupSpec
-from roost.fleet.groups import Groups
+from roost.fleet.groups.controller import GroupController
+from roost.fleet.groups.members import GroupMembers
+from roost.fleet.groups.model import PREFIX as GROUP
+from roost.fleet.groups.model import GroupSpec
+from roost.fleet.groups.service import Groups
 from roost.fleet.model import RankedOffer
 from roost.fleet.service import FleetService, live, token_hash
 from roost.gateway.model import Host, Tcp

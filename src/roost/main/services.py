@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 
 from roost.adapters.replicas import LinkedReplicas
-from roost.fleet.group_model import PREFIX as GROUP
-from roost.fleet.groups import Groups
+from roost.fleet.groups.model import PREFIX as GROUP
+from roost.fleet.groups.service import Groups
 from roost.gateway.service import GatewayService
 from roost.gateway.service_routes import EdgeEvents, ServiceRoutes
 from roost.kit.ids import Ids

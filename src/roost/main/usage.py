@@ -6,8 +6,8 @@ import logging
 import httpx
 
 from roost.client.top import TopView
-from roost.fleet.group_model import HostState
-from roost.fleet.groups import Groups
+from roost.fleet.groups.model import HostState
+from roost.fleet.groups.service import Groups
 from roost.metrics.history import History
 from roost.metrics.model import Facts, HostFacts, ReplicaFacts, ServiceFacts
 from roost.metrics.page import text

@@ -7,7 +7,7 @@ edges know of a drained replica before its host does, and of a new one after its
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from roost.fleet.group_model import HostUse
+from roost.fleet.groups.model import HostUse
 from roost.gateway.model import HostMember
 from roost.gateway.service_routes import ServiceRoutes
 from roost.kit.ids import Ids

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from roost.fleet.group_model import DEFAULT_GROUP, GroupHost
+from roost.fleet.groups.model import DEFAULT_GROUP, GroupHost
 from roost.placement.model import Affinity, Spread
 from roost.ports.replicas import ReplicaSpec
 from roost.ports.store import DEFAULT_TENANT

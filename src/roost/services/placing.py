@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from roost.fleet.group_model import GroupHost, HostState, Protection
+from roost.fleet.groups.model import GroupHost, HostState, Protection
 from roost.placement.grow import Kind, grow
 from roost.placement.hosts import Hosts
 from roost.placement.leaving import release

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from roost.fleet.group_model import DEFAULT_GROUP
-from roost.fleet.groups import Groups
+from roost.fleet.groups.model import DEFAULT_GROUP
+from roost.fleet.groups.service import Groups
 from roost.ports.clock import Clock
 from roost.ports.errors import Gone
 from roost.services.model import Pool

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from roost.fleet.group_model import GroupHost, HostState
+from roost.fleet.groups.model import GroupHost, HostState
 from roost.ports.replicas import ReplicaReport
 from roost.services.model import Outcome, Replica, ReplicaState, Service, ServiceState
 

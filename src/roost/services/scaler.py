@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from roost.fleet.group_model import HostState, Protection
+from roost.fleet.groups.model import HostState, Protection
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, RoostError
 from roost.ports.link import Links

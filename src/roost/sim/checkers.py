@@ -7,7 +7,7 @@ only says what is wrong: it repairs nothing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from roost.fleet.group_model import PREFIX, Member
+from roost.fleet.groups.model import PREFIX, Member
 from roost.fleet.model import Claim, ClaimState, Instance, InstanceState
 from roost.jobs.model import Job
 from roost.metering.plan import reconcile

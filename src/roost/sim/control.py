@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from roost.adapters.jobs import LinkedJobs
 from roost.adapters.kernels import LinkedKernels
 from roost.fleet.controller import FleetController
-from roost.fleet.group_controller import GroupController
-from roost.fleet.group_model import PREFIX as GROUP
-from roost.fleet.group_model import GroupSpec
-from roost.fleet.groups import Groups
+from roost.fleet.groups.controller import GroupController
+from roost.fleet.groups.model import PREFIX as GROUP
+from roost.fleet.groups.model import GroupSpec
+from roost.fleet.groups.service import Groups
 from roost.fleet.service import FleetService
 from roost.gateway.service import GatewayService
 from roost.jobs.controller import JobController

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from roost.fleet.group_model import Group, GroupSpec, Member, MemberState, WarmPool
-from roost.fleet.groups import Groups
+from roost.fleet.groups.model import Group, GroupSpec, Member, MemberState, WarmPool
+from roost.fleet.groups.service import Groups
 from roost.fleet.model import Claim, ClaimState
 from roost.ports.store import Store, Table
 from roost.ports.values import Ask, Image

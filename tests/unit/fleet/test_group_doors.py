@@ -15,8 +15,8 @@ from roost.client.groups import GroupView
 from roost.doors.cli.group import body_of, budget_of, hook_of, tier_of
 from roost.doors.rest.groups import GroupDoor
 from roost.doors.rest.plumbing import STATUS, problem
-from roost.fleet.group_members import GroupMembers
-from roost.fleet.group_model import GroupSpec
+from roost.fleet.groups.members import GroupMembers
+from roost.fleet.groups.model import GroupSpec
 from roost.ports.errors import Invalid, RoostError
 from roost.ports.values import Ask, Image
 from tests.support.groups import GroupWorld

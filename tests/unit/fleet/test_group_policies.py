@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 import pytest
 
-from roost.fleet.group_members import GroupMembers
-from roost.fleet.group_model import (
+from roost.fleet.groups.members import GroupMembers
+from roost.fleet.groups.model import (
     Budget,
     GroupSpec,
     Hook,
@@ -17,7 +17,7 @@ from roost.fleet.group_model import (
     Tier,
     WarmPool,
 )
-from roost.fleet.groups import RefreshWish
+from roost.fleet.groups.service import RefreshWish
 from roost.ports.errors import Conflict, Invalid
 from roost.ports.provider import InstanceState
 from roost.ports.values import Image

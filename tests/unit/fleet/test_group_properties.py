@@ -8,9 +8,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roost.fleet.group_model import Group, GroupSpec, HostUse, MemberState, WarmPool
-from roost.fleet.group_size import on_demand_floor
-from roost.fleet.groups import RefreshWish
+from roost.fleet.groups.model import Group, GroupSpec, HostUse, MemberState, WarmPool
+from roost.fleet.groups.service import RefreshWish
+from roost.fleet.groups.size import on_demand_floor
 from roost.ports.errors import Conflict, Invalid
 from tests.support.groups import IMAGE, ON_DEMAND, SPOT, GroupWorld
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.fleet.group_allocation import allocate
-from roost.fleet.group_budget import applies, share
-from roost.fleet.group_checks import check
-from roost.fleet.group_machine import TRANSITIONS, step
-from roost.fleet.group_model import (
+from roost.fleet.groups.allocation import allocate
+from roost.fleet.groups.budget import applies, share
+from roost.fleet.groups.checks import check
+from roost.fleet.groups.machine import TRANSITIONS, step
+from roost.fleet.groups.model import (
     Budget,
     GroupSpec,
     Hook,
@@ -20,7 +20,7 @@ from roost.fleet.group_model import (
     Tier,
     WarmPool,
 )
-from roost.fleet.group_size import on_demand_floor
+from roost.fleet.groups.size import on_demand_floor
 from roost.fleet.machine import InvalidTransition
 from roost.fleet.model import RankedOffer
 from roost.ports.errors import Invalid

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from roost.fleet.group_model import HostState, HostUse
+from roost.fleet.groups.model import HostState, HostUse
 from roost.ports.errors import Conflict, Gone, Invalid
 from tests.support.groups import GroupWorld
 

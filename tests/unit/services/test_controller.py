@@ -5,7 +5,7 @@ import random
 import msgspec
 import pytest
 
-from roost.fleet.group_model import HostState
+from roost.fleet.groups.model import HostState
 from roost.gateway.model import Hosts
 from roost.ports.errors import Conflict, Gone, Invalid
 from roost.services.model import (

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from roost.fleet.group_model import GroupHost, HostState, Protection
+from roost.fleet.groups.model import GroupHost, HostState, Protection
 from roost.placement.model import Affinity, By, Spread
 from roost.ports.errors import Invalid
 from roost.ports.replicas import ReplicaSpec

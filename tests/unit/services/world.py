@@ -6,7 +6,7 @@ from typing import cast
 import msgspec
 
 from roost.adapters.store.sqlite.store import open_store
-from roost.fleet.group_model import GroupHost, HostState
+from roost.fleet.groups.model import GroupHost, HostState
 from roost.gateway.service import GatewayService
 from roost.gateway.service_routes import ServiceRoutes
 from roost.kit.ids import SeededIds

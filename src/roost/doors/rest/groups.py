@@ -22,8 +22,8 @@ from roost.client.groups import (
 )
 from roost.doors.rest.plumbing import answer, one_of, read
 from roost.doors.rest.views import offer_view
-from roost.fleet.group_members import GroupMembers
-from roost.fleet.group_model import (
+from roost.fleet.groups.members import GroupMembers
+from roost.fleet.groups.model import (
     Budget,
     Group,
     GroupSpec,
@@ -35,7 +35,7 @@ from roost.fleet.group_model import (
     Tier,
     WarmPool,
 )
-from roost.fleet.groups import Groups, RefreshWish
+from roost.fleet.groups.service import Groups, RefreshWish
 from roost.ports.clock import Clock
 from roost.ports.errors import Invalid
 from roost.ports.values import Allocation, Ask, Image

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from roost.fleet import group_machine as machine
-from roost.fleet.group_model import Group, Hook, Member, MemberState, Protection
-from roost.fleet.groups import WRITE_ATTEMPTS, Groups
+from roost.fleet.groups import machine as machine
+from roost.fleet.groups.model import Group, Hook, Member, MemberState, Protection
+from roost.fleet.groups.service import WRITE_ATTEMPTS, Groups
 from roost.fleet.service import FleetService
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, Invalid

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from roost.fleet.group_model import MemberView
+from roost.fleet.groups.model import MemberView
 from roost.fleet.model import Pool
 from roost.fleet.plan import place_of
 from roost.market.refusals import Refusal

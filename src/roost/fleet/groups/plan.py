@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from roost.fleet import group_machine as machine
-from roost.fleet.group_model import GroupState, Member, MemberState, MemberView
-from roost.fleet.group_refresh import refresh
-from roost.fleet.group_size import resize
-from roost.fleet.group_snapshot import Drop, Instruction, Pause, Put, Snapshot, Update
+from roost.fleet.groups import machine as machine
+from roost.fleet.groups.model import GroupState, Member, MemberState, MemberView
+from roost.fleet.groups.refresh import refresh
+from roost.fleet.groups.size import resize
+from roost.fleet.groups.snapshot import Drop, Instruction, Pause, Put, Snapshot, Update
 from roost.fleet.model import InstanceState
 
 M = MemberState

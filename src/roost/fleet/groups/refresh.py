@@ -9,11 +9,11 @@ from math import ceil
 
 import msgspec
 
-from roost.fleet import group_machine as machine
-from roost.fleet.group_budget import allowance
-from roost.fleet.group_model import Group, MemberState, MemberView, Refresh, RefreshState, Template
-from roost.fleet.group_size import movable, outdated
-from roost.fleet.group_snapshot import COMING, Drop, Instruction, Put, Snapshot, Update
+from roost.fleet.groups import machine as machine
+from roost.fleet.groups.budget import allowance
+from roost.fleet.groups.model import Group, MemberState, MemberView, Refresh, RefreshState, Template
+from roost.fleet.groups.size import movable, outdated
+from roost.fleet.groups.snapshot import COMING, Drop, Instruction, Put, Snapshot, Update
 
 R = RefreshState
 ACTIVE = (R.RUNNING, R.ROLLING_BACK)

@@ -2,7 +2,7 @@
 
 import re
 
-from roost.fleet.group_model import PREFIX, Budget, GroupSpec, Hook
+from roost.fleet.groups.model import PREFIX, Budget, GroupSpec, Hook
 from roost.ports.errors import Invalid
 
 MOST_HOSTS = 10_000

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 
-from roost.fleet.group_model import GroupSpec
+from roost.fleet.groups.model import GroupSpec
 from roost.fleet.model import RankedOffer
 from roost.fleet.plan import place_of
 from roost.ports.values import Offer

@@ -12,16 +12,16 @@ from math import ceil
 
 import msgspec
 
-from roost.fleet import group_machine as machine
-from roost.fleet.group_budget import allowance
-from roost.fleet.group_model import (
+from roost.fleet.groups import machine as machine
+from roost.fleet.groups.budget import allowance
+from roost.fleet.groups.model import (
     GroupSpec,
     MemberState,
     MemberView,
     Protection,
     RefreshState,
 )
-from roost.fleet.group_snapshot import (
+from roost.fleet.groups.snapshot import (
     COMING,
     GOING,
     Drop,

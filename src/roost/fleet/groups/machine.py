@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from roost.fleet.group_model import GroupSpec, Hook, Member, MemberState, Protection
+from roost.fleet.groups.model import GroupSpec, Hook, Member, MemberState, Protection
 from roost.fleet.machine import InvalidTransition
 
 M = MemberState

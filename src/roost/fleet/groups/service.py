@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from roost.fleet import group_refresh
-from roost.fleet.group_checks import check
-from roost.fleet.group_model import (
+from roost.fleet.groups import refresh as group_refresh
+from roost.fleet.groups.checks import check
+from roost.fleet.groups.model import (
     PREFIX,
     Group,
     GroupHost,
@@ -23,8 +23,8 @@ from roost.fleet.group_model import (
     Template,
     Uses,
 )
-from roost.fleet.group_risk import beside
-from roost.fleet.group_snapshot import COMING, GOING
+from roost.fleet.groups.risk import beside
+from roost.fleet.groups.snapshot import COMING, GOING
 from roost.fleet.model import ClaimView
 from roost.fleet.service import FleetService
 from roost.ports.clock import Clock

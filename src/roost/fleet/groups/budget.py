@@ -2,8 +2,8 @@
 
 from math import ceil
 
-from roost.fleet.group_model import Budget
-from roost.fleet.group_snapshot import GOING, Snapshot
+from roost.fleet.groups.model import Budget
+from roost.fleet.groups.snapshot import GOING, Snapshot
 
 DAY_S = 86_400.0
 UNBOUNDED = 1 << 30

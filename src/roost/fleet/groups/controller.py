@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from roost.fleet import group_plan as planning
 from roost.fleet import plan as claims
-from roost.fleet.group_allocation import allocate, full_clouds
-from roost.fleet.group_model import ROLE, Group, GroupState, Member, MemberState, MemberView
-from roost.fleet.group_snapshot import (
+from roost.fleet.groups import plan as planning
+from roost.fleet.groups.allocation import allocate, full_clouds
+from roost.fleet.groups.model import ROLE, Group, GroupState, Member, MemberState, MemberView
+from roost.fleet.groups.service import Groups
+from roost.fleet.groups.snapshot import (
     Drop,
     Instruction,
     Launch,
@@ -23,7 +24,6 @@ from roost.fleet.group_snapshot import (
     Snapshot,
     Update,
 )
-from roost.fleet.groups import Groups
 from roost.fleet.model import Claim, ClaimState, InstanceState, Rank, RankedOffer
 from roost.fleet.service import FleetService
 from roost.kit.ids import Ids

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from roost.fleet.group_model import Group, Member, MemberState, MemberView
+from roost.fleet.groups.model import Group, Member, MemberState, MemberView
 from roost.fleet.model import ENDED, InstanceState
 from roost.ports.values import PurchaseOption
 
