@@ -7,8 +7,8 @@ the bound by themselves.
 from roost.scaling.arrivals import Floats
 
 START = 0.55
-LEAST, MOST = 0.4, 1.2
-GAIN, JUMP = 0.0005, 0.15
+LEAST, MOST = -0.3, 1.2
+GAIN, JUMP = 0.00025, 0.08
 """Of ``z`` per minute: for a late share of twice what is steered to, and at most."""
 NOW = 0.2
 """What is there already is served as if replicas cost no more than this."""
