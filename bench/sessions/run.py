@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,22 +127,15 @@ def judge(case: Case, folder: Path) -> Outcome:
     return made
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 when a case is silently wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sessions.run", description=__doc__)
-    parser.add_argument("--only", default="", help="cases whose name contains this (comma: any)")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write all outcomes here")
-    options = parser.parse_args(argv)
-    words = options.only.split(",")
-    cases = [case for case in load() if any(word in case.name for word in words)]
+def judged(cases: Sequence[Case], jobs: int, json_file: Path | None) -> int:
+    """Run cases, so many at once, and say what became of them; 1 when one is silently wrong."""
     outcomes: list[Outcome] = []
     with (
         tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as base,
-        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+        concurrent.futures.ThreadPoolExecutor(jobs) as pool,
     ):
-        jobs = [pool.submit(judge, case, Path(base) / str(n)) for n, case in enumerate(cases)]
-        for job in jobs:
+        waiting = [pool.submit(judge, case, Path(base) / str(n)) for n, case in enumerate(cases)]
+        for job in waiting:
             made = job.result()
             outcomes.append(made)
             if made.verdict != "right":
@@ -153,9 +147,21 @@ def main(argv: list[str] | None = None) -> int:
                     )
     count = Counter(made.verdict for made in outcomes)
     print(", ".join(f"{number} {verdict}" for verdict, number in count.most_common()))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(made) for made in outcomes], indent=1))
+    if json_file:
+        json_file.write_text(json.dumps([asdict(made) for made in outcomes], indent=1))
     return 1 if count["wrong"] else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 when a case is silently wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sessions.run", description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name contains this (comma: any)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write all outcomes here")
+    options = parser.parse_args(argv)
+    words = options.only.split(",")
+    cases = [case for case in load() if any(word in case.name for word in words)]
+    return judged(cases, options.jobs, options.json)
 
 
 if __name__ == "__main__":
