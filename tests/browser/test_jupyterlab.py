@@ -38,8 +38,14 @@ def page() -> Iterator[Page]:
 
 def type_cell(page: Page, code: str) -> None:
     """Type into the last cell of the notebook and run it."""
-    page.locator(".jp-Notebook .jp-Cell .cm-content").last.click()
-    page.keyboard.type(code)
+    cell = page.locator(".jp-Notebook .jp-Cell .cm-content").last
+    for _ in range(5):  # a page that is still loading takes keys and forgets them
+        cell.click()
+        page.keyboard.press("Control+a")
+        page.keyboard.type(code)
+        if cell.inner_text().strip() == code:
+            break
+    expect(cell).to_have_text(code)
     page.keyboard.press("Shift+Enter")
 
 
