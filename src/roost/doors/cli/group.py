@@ -1,7 +1,6 @@
 """``roost group``: hosts kept between min and max: make, change, refresh, protect, take out, end."""
 
 import time
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from roost.client.groups import GroupBody, GroupCalls, GroupHostView, GroupView, RefreshGroup
 from roost.doors.cli.context import age, emit, errors, installation, out, progress
-from roost.doors.cli.options import takes
+from roost.doors.cli.options import Given, optional, takes
 from roost.ports.errors import Invalid, Retry
 
 app = typer.Typer(help="Hosts kept between min and max.", no_args_is_help=True)
@@ -116,44 +115,40 @@ FIELDS = {
 WARM = {"warm": "size", "warm_state": "state", "warm_reuse": "reuse"}
 
 
-Given = dict[str, Any]
-OPTIONS = {
-    name: (kind, None)
-    for name, kind in {
-        "least": Least,
-        "most": Most,
-        "slots": Slots,
-        "vcpus": Vcpus,
-        "memory": Memory,
-        "gpus": Gpus,
-        "clouds": Clouds,
-        "region": Regions,
-        "type_": Types,
-        "max_price": MaxPrice,
-        "near": Near,
-        "image": ImageOption,
-        "allocation": Allocation,
-        "base": Base,
-        "percent": Percent,
-        "fallback": Fallback,
-        "pool_share": PoolShare,
-        "region_share": RegionShare,
-        "spares": Spares,
-        "warm": WarmSize,
-        "warm_state": WarmState,
-        "warm_reuse": WarmReuse,
-        "tier": Tiers,
-        "hook": Hooks,
-        "budget": Budgets,
-        "drain": Drain,
-        "protect_new": ProtectNew,
-        "rebalance": Rebalance,
-    }.items()
-}
+OPTIONS = optional(
+    least=Least,
+    most=Most,
+    slots=Slots,
+    vcpus=Vcpus,
+    memory=Memory,
+    gpus=Gpus,
+    clouds=Clouds,
+    region=Regions,
+    type_=Types,
+    max_price=MaxPrice,
+    near=Near,
+    image=ImageOption,
+    allocation=Allocation,
+    base=Base,
+    percent=Percent,
+    fallback=Fallback,
+    pool_share=PoolShare,
+    region_share=RegionShare,
+    spares=Spares,
+    warm=WarmSize,
+    warm_state=WarmState,
+    warm_reuse=WarmReuse,
+    tier=Tiers,
+    hook=Hooks,
+    budget=Budgets,
+    drain=Drain,
+    protect_new=ProtectNew,
+    rebalance=Rebalance,
+)
 """Of a group: what is not given stays as it is."""
 
 
-def body_of(options: Mapping[str, Any]) -> GroupBody:
+def body_of(options: Given) -> GroupBody:
     """What was given; the rest stays unsaid."""
     said = {name: value for name, value in options.items() if value not in (None, [], ())}
     fields: dict[str, Any] = {field: said[name] for name, field in FIELDS.items() if name in said}

@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Command = Callable[..., None]
+Options = Mapping[str, tuple[Any, Any]]
+"""By the name of the parameter: annotation and default."""
+Given = dict[str, Any]
+"""Values of options, by the same names."""
 
 
-def takes(place: str, options: Mapping[str, tuple[Any, Any]]) -> Callable[[Command], Command]:
-    """The command's parameter ``place`` stands for these options (name: annotation and default); it gets
-    a dict of their values."""
+def optional(**kinds: Any) -> Options:
+    """Options of these annotations that may be left out: None then."""
+    return {name: (kind, None) for name, kind in kinds.items()}
+
+
+def takes(place: str, options: Options) -> Callable[[Command], Command]:
+    """The command's parameter ``place`` (a ``Given``) stands for these options."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)

@@ -22,7 +22,7 @@ from roost.client.services import (
 )
 from roost.client.where import where_of
 from roost.doors.cli.context import age, emit, errors, installation, out, progress
-from roost.doors.cli.options import takes
+from roost.doors.cli.options import Given, optional, takes
 from roost.kit.ids import SystemIds
 from roost.ports.errors import Gone, Invalid, Retry
 from roost.ports.files import TreeEntry
@@ -81,34 +81,30 @@ Apart = Annotated[
 ]
 
 
-Given = dict[str, Any]
-OPTIONS = {
-    name: (kind, None)
-    for name, kind in {
-        "command": Command,
-        "image": ImageOption,
-        "env": Env,
-        "files": Files,
-        "port": Port,
-        "cpu": Cpu,
-        "memory": Memory,
-        "gpus": Gpus,
-        "least": Least,
-        "most": Most,
-        "target": Target,
-        "concurrency": Concurrency,
-        "health": HealthPath,
-        "bound": Bound,
-        "late": Late,
-        "group": GroupOption,
-        "host": HostNames,
-        "drain": Drain,
-        "surge": Surge,
-        "spread": SpreadOption,
-        "near": With,
-        "apart": Apart,
-    }.items()
-}
+OPTIONS = optional(
+    command=Command,
+    image=ImageOption,
+    env=Env,
+    files=Files,
+    port=Port,
+    cpu=Cpu,
+    memory=Memory,
+    gpus=Gpus,
+    least=Least,
+    most=Most,
+    target=Target,
+    concurrency=Concurrency,
+    health=HealthPath,
+    bound=Bound,
+    late=Late,
+    group=GroupOption,
+    host=HostNames,
+    drain=Drain,
+    surge=Surge,
+    spread=SpreadOption,
+    near=With,
+    apart=Apart,
+)
 """Of a service: what is not given stays unsaid."""
 
 

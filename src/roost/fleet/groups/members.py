@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from roost.fleet.groups import machine as machine
+from roost.fleet.groups import machine
 from roost.fleet.groups.model import Group, Hook, Member, MemberState, Protection
 from roost.fleet.groups.service import WRITE_ATTEMPTS, Groups
 from roost.fleet.service import FleetService

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from roost.fleet.groups import machine as machine
+from roost.fleet.groups import machine
 from roost.fleet.groups.model import GroupState, Member, MemberState, MemberView
 from roost.fleet.groups.refresh import refresh
 from roost.fleet.groups.size import resize

@@ -9,7 +9,7 @@ from math import ceil
 
 import msgspec
 
-from roost.fleet.groups import machine as machine
+from roost.fleet.groups import machine
 from roost.fleet.groups.budget import allowance
 from roost.fleet.groups.model import Group, MemberState, MemberView, Refresh, RefreshState, Template
 from roost.fleet.groups.size import movable, outdated

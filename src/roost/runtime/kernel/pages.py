@@ -38,8 +38,8 @@ _REGIONS = 4096
 """Regions that one scan tells."""
 _ENTRY = 8
 """Bytes of a page in the page map; the last says: present, of a file, no other process maps it."""
-_SHARED = bytes(byte & 0xFE not in (0x80, 0xA0) or byte == 0x81 for byte in range(256))
-"""Last byte of an entry -> 0 where the page is shared with another process or still the file's."""
+_OWN = bytes(byte not in (0x80, 0xA0, 0xA1) for byte in range(256))
+"""That last byte -> 0 where the page is shared with another process or still the file's, else 1."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CHUNK_FILE = re.compile(r"/chunks/[0-9a-f]{64}")
 
@@ -192,7 +192,7 @@ def _own(handle: int, low: int, high: int) -> list[Range]:
     entries = os.pread(handle, count * _ENTRY, low // PAGE * _ENTRY)
     if len(entries) < count * _ENTRY:
         return [(low, high)]
-    bad = bytearray(entries[_ENTRY - 1 :: _ENTRY].translate(_SHARED))
+    bad = bytearray(entries[_ENTRY - 1 :: _ENTRY].translate(_OWN))
     # The page of zeros is everybody's: memory that was given back reads like it.
     filled = list(_scan(handle, low, high, (_ZERO, _PRESENT | _ZERO, _PRESENT)))
     for first, last in _between(filled, low, high):
