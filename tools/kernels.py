@@ -12,7 +12,9 @@ from shutil import which
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".venv-kernels"
 WANTED = ("3.12", "3.13")
-NEEDS = ("ipykernel", "cloudpickle", "blake3", "numpy", "pandas", "scikit-learn", "matplotlib")
+NEEDS = (
+    "ipykernel", "cloudpickle", "blake3", "numpy", "pandas", "scikit-learn", "matplotlib", "ipywidgets",
+)  # fmt: skip
 
 
 def interpreter(version: str) -> str:
@@ -25,7 +27,7 @@ def environment(version: str) -> str:
     """The interpreter of the environment for this version, made when needed; empty: not on this machine."""
     python = PLACE / version / "bin" / "python"
     ready = PLACE / version / ".ready"
-    if ready.exists():
+    if ready.exists() and ready.read_text() == " ".join(NEEDS):
         return str(python)
     base = interpreter(version)
     if not base:
@@ -34,7 +36,7 @@ def environment(version: str) -> str:
     pins = str(ROOT / "requirements" / "dev.txt")
     subprocess.run([uv, "venv", "-q", "--clear", "--python", base, PLACE / version], check=True)
     subprocess.run([uv, "pip", "install", "-q", "--python", python, "-c", pins, *NEEDS], check=True)
-    ready.touch()
+    ready.write_text(" ".join(NEEDS))
     return str(python)
 
 

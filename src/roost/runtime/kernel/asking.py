@@ -61,6 +61,11 @@ def former_cells(shell: Any) -> list[Cell]:
     return [Cell(code=str(code), count=number) for number, code in enumerate(raw, 1) if code]
 
 
+def beside() -> bool:
+    """Whether this is a thread beside the one that runs the cells: a subshell's."""
+    return threading.current_thread() is not threading.main_thread()
+
+
 def other_threads() -> set[int]:
     """Threads besides the main one and the engine's own."""
     ours = {t.ident for t in threading.enumerate() if t.name.startswith("roost-")}

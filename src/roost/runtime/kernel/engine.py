@@ -66,7 +66,7 @@ class Engine(Captures):
         """Journal and newest capture of a directory as they were before this kernel tracked into it."""
         self._unset: dict[str, Any] = {}
         """Restored pieces that live in context variables, until a cell's context can take them."""
-        proving.guard(self.kernel, self.prove)
+        proving.guard(self.kernel, self.prove, self._comm_message)
         self.proven: Callable[[], None] = lambda: None
         """Called when all restored variables are verified: the report is final."""
         self._hooks = {
@@ -302,7 +302,27 @@ class Engine(Captures):
 
     # --- cells -----------------------------------------------------------------------------------
 
+    def _comm_message(self, handle: Callable[[], Any]) -> Any:
+        """A message to a comm is handled as a cell without code. Of one whose callback raises the shell does
+        not say that it has ended; one of a subshell runs beside the cells, in a thread of its own."""
+        before, beside = self._depth, asking.beside()
+        try:
+            return handle()
+        finally:
+            if beside:
+                self._back(self._beside)
+            while not beside and self._depth > before:
+                self._post_execute()
+
+    def _beside(self) -> None:
+        self._touched = None
+        self._calm = False
+        self._fresh = True
+        self._arm()
+
     def _pre_execute(self) -> None:
+        if asking.beside():
+            return
         self._depth += 1
         self._interrupts.hold()
         if self.unproven:
@@ -328,6 +348,8 @@ class Engine(Captures):
             self.pauser.begins(asking.message(self.kernel))
 
     def _pre_run_cell(self, info: Any) -> None:
+        if asking.beside():
+            return
         if self.unproven:
             source = self.shell.transform_cell(info.raw_cell)
             self.prove(self.unproven.needs(source, self.shell.user_ns, self.base.root))
@@ -348,6 +370,8 @@ class Engine(Captures):
             self._cell_calm = False
 
     def _post_execute(self) -> None:
+        if asking.beside():
+            return
         self._interrupts.let_go()
         self._depth = max(0, self._depth - 1)
         if self._depth:
@@ -368,7 +392,7 @@ class Engine(Captures):
 
     def _post_run_cell(self, result: Any) -> None:
         info = getattr(result, "info", None)
-        if self._depth or info is None:
+        if self._depth or info is None or asking.beside():
             return
         if self._restoring:  # this cell takes no number in the restored history
             self._restoring = False

@@ -12,7 +12,16 @@ import sys
 import types
 from typing import Any
 
-from roost.runtime.kernel import archives, concurrency, data, databases, files, rebuild, values
+from roost.runtime.kernel import (
+    archives,
+    concurrency,
+    data,
+    databases,
+    files,
+    rebuild,
+    values,
+    widgets,
+)
 from roost.runtime.kernel.refusal import Handler, Refusal, Storing, advice_for, refuse
 from roost.runtime.kernel.values import reduce_exception
 
@@ -66,12 +75,11 @@ BASES: dict[type, Handler] = {
 LATE: dict[tuple[str, str], Handler] = {
     ("asyncio", "Future"): refuse("an asyncio future or task", "await it before the move"),
     ("asyncio", "AbstractEventLoop"): refuse("an event loop"),
-    ("ipywidgets.widgets.widget", "Widget"): refuse("a widget", "show it again after a move"),
-    ("traitlets.config.configurable", "Configurable"): refuse("a part of the kernel itself"),
     **concurrency.LATE,
     **data.LATE,
     **databases.LATE,
     **values.LATE,
+    **widgets.LATE,
 }
 """Kinds of modules that are not imported for this: looked for when they are loaded."""
 

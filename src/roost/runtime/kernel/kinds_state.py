@@ -121,6 +121,12 @@ def reduce_registry(pickler: Storing, value: Any) -> Any:
 
 def reduce_trap(_pickler: Storing, value: Any) -> Any:
     """An instance of a notebook's class that answers attributes itself: its class is not asked."""
+    state = raw_state(value)
+    return rebuild_state.instance, (type(value),), state, None, None, rebuild_state.fill_instance
+
+
+def raw_state(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes and slots of an object, past what its class answers."""
     kind = type(value)
     own: dict[str, Any] = {}
     slots: dict[str, Any] = {}
@@ -133,7 +139,7 @@ def reduce_trap(_pickler: Storing, value: Any) -> Any:
                     continue
         if "__dict__" in dict_of(base) and flags_of(base) & HEAP_TYPE:
             own = dict(dict_of(base)["__dict__"].__get__(value))
-    return rebuild_state.instance, (kind,), (own, slots), None, None, rebuild_state.fill_instance
+    return own, slots
 
 
 def _connected(function: Any) -> bool:

@@ -8,18 +8,34 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from traitlets import Type
 
 from roost.runtime.kernel import other
 from roost.runtime.kernel.extension import load
 from roost.runtime.kernel.server import Server
 
 
+class SessionKernel(IPythonKernel):
+    """An ipykernel that offers no subshells: a page would send its widgets' messages over one, to a thread
+    beside the cells that no capture finds at rest, under an id that another kernel does not know."""
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        """What a page asks first."""
+        info: dict[str, Any] = dict(super().kernel_info)
+        offered = info.get("supported_features", [])
+        return {**info, "supported_features": [one for one in offered if "subshells" not in one]}
+
+
 class KernelApp(IPKernelApp):
     """An ipykernel that no parent poller ends."""
 
     name = "roost-kernel"
+    kernel_class = Type(SessionKernel, klass=IPythonKernel)
 
     def init_poller(self) -> None:
         """No poller."""

@@ -196,8 +196,11 @@ def _plain(value: Any) -> bool:
     return True
 
 
-def guard(kernel: Any, settle: Callable[[], None]) -> None:
-    """Have requests that are no cells wait too, and those that are more than a cell."""
+def guard(
+    kernel: Any, settle: Callable[[], None], comms: Callable[[Callable[[], Any]], Any]
+) -> None:
+    """Have requests that are no cells wait too, and those that are more than a cell. ``comms`` calls what
+    handles a message to a comm."""
     handlers = getattr(kernel, "shell_handlers", {})
 
     def guarded(kind: str, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,6 +209,8 @@ def guard(kernel: Any, settle: Callable[[], None]) -> None:
             cell = kind == "execute_request" and content.get("code", "").strip()
             if not cell or content.get("user_expressions"):
                 settle()
+            if kind.startswith("comm_"):
+                return comms(lambda: handler(stream, identity, message))
             return handler(stream, identity, message)
 
         return handle

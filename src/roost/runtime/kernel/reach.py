@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.runtime.kernel import frames, rebuild_values
+from roost.runtime.kernel import frames, rebuild_values, widgets
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
@@ -107,6 +107,8 @@ class Walker:
         numpy: Any = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
         self._record: Any = getattr(numpy, "void", None)
+        self._specials: dict[int, tuple[type, type | None]] = {}
+        self._descriptor = widgets.descriptor_kind()
         self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
 
     def reach(self, root: object, until: float | None = None) -> Reach:
@@ -160,16 +162,14 @@ class Walker:
             return _weakly_held(value, kind)
         if kind is contextvars.Context:
             return [one for pair in value.items() for one in pair if pair[0].name not in IN_C]
-        if any(base is logging.Logger for base in mro_of(kind)):
+        if self._special(kind) is logging.Logger:
             return [value.handlers, value.filters]  # its manager knows every other logger
-        if id(kind) in self._opaque or self._singletons.where(value) is not None:
+        if self._by_name(value, kind):
             return None
         if self._array is not None and any(
             base is self._array or base is self._record for base in mro_of(kind)
         ):
             return self._elements(value)
-        if is_module(value) or any(base is asyncio.AbstractEventLoop for base in mro_of(kind)):
-            return None
         below = gc.get_referents(value)
         if flags & EXCEPTION:
             below = [b for b in below if type(b) is not types.TracebackType]
@@ -213,6 +213,29 @@ class Walker:
         if array.dtype.hasobject and array.dtype.kind == "O":
             below.extend(array.ravel(order="K").tolist())
         return below
+
+    def _special(self, kind: type) -> type | None:
+        """The ancestor that says how its instances are walked, if any."""
+        known = self._specials.get(id(kind))
+        if known is None:
+            special = (
+                logging.Logger,
+                types.ModuleType,
+                asyncio.AbstractEventLoop,
+                self._descriptor,
+            )
+            found = [base for base in mro_of(kind) if any(base is one for one in special)]
+            known = self._specials[id(kind)] = (kind, found[0] if found else None)
+        return known[1]
+
+    def _by_name(self, value: Any, kind: type) -> bool:
+        """Whether another process has it already."""
+        if id(kind) in self._opaque or self._singletons.where(value) is not None:
+            return True
+        special = self._special(kind)
+        if special is self._descriptor and special is not None:
+            return widgets.place_of(value) is not None
+        return special is not None and special is not logging.Logger
 
     def _known(self, kind: type) -> bool:
         known = self._classes.get(id(kind))

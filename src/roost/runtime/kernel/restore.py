@@ -17,7 +17,14 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import checks, process, rebuild, rebuild_state, rebuild_tasks
+from roost.runtime.kernel import (
+    checks,
+    process,
+    rebuild,
+    rebuild_state,
+    rebuild_tasks,
+    rebuild_widgets,
+)
 from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader, mapped
@@ -304,8 +311,10 @@ class _Restore:
             else:
                 values = pickle.loads(content, buffers=buffers)
             rebuild_tasks.start()
+            rebuild_widgets.start()
         except BaseException as error:  # the user's own __setstate__ may raise anything
             rebuild_tasks.forget()
+            rebuild_widgets.forget()
             return _reason(error)
         if later:
             self.unproven.add(group)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from roost.runtime.kernel import widgets
 from roost.runtime.kernel.naming import globals_of, is_module
 from roost.runtime.kernel.process import base as common
 from roost.runtime.kernel.process import (
@@ -141,6 +142,9 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "hook": ipython.place,
     "formatters": ipython.place,
     "errors": ipython.place,
+    "widget": widgets.place,
+    "comm": widgets.place,
+    "target": widgets.place,
     "descriptor": lambda *_: None,
     "finalizer": lambda *_: None,
 }
@@ -177,6 +181,8 @@ def objects(base: common.Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
     for name, value in leftovers.objects(base, shell):
         yield PREFIX + name, value
     for name, value in ipython.objects(base, shell):
+        yield PREFIX + name, value
+    for name, value in widgets.roots():
         yield PREFIX + name, value
 
 
