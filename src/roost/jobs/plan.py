@@ -146,7 +146,7 @@ def behind(job: Job, now_s: float) -> str:
         look_s=LOOK_S,
         on=Where.WAIT,
     )
-    verdict = decide(standing, best_risk=0.0, usable_pools=2)
+    verdict = decide(standing, best_risk=0.0)
     return verdict.reason if verdict.where is Where.ON_DEMAND else ""
 
 

@@ -78,8 +78,9 @@ class RoostJob:
     """Where ``jobs/deadline.py`` says; which pool by the money rule: price, and a restart at every
     loss."""
 
-    PLACE, RISK_AT = 0, 0
-    """Numbers of the horizons: 10 min for both."""
+    PLACE, RISK_AT = 0, 1
+    """Numbers of the horizons: pools are ordered by the next 10 min (told apart best there), judged by
+    the next hour."""
 
     def where(self, seen: Seen, progress: Progress) -> int | None:
         task, place = progress.task, progress.place
@@ -94,7 +95,7 @@ class RoostJob:
             look_s=seen.gap_s,
             on=on,
         )
-        verdict = decide(standing, risk, len(seen.zones))
+        verdict = decide(standing, risk)
         return {
             Where.STAY: place,
             Where.SPOT: best,
