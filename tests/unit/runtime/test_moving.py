@@ -16,7 +16,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.unit.runtime.conftest import PYTHONS, SOURCE
+from tests.unit.runtime.conftest import PYTHONS, SOURCE, EngineDoor
 
 pytestmark = pytest.mark.e2e
 LIMIT_S = 60.0
@@ -301,3 +301,33 @@ def test_what_was_aborted_is_not_run_elsewhere(moves: Moves) -> None:
     kernel = moves.kernel()
     kernel.run(f"%roost restore {moves.store}")
     assert kernel.run("print(t)") == "[1]\n"
+
+
+def test_dear_state_is_captured_by_a_child_here_too(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    kernel.run("many = [[i] for i in range(400_000)]; n = 0")
+    kernel.run("n = 1; many[1].append(n)")
+    kernel.run("import time; time.sleep(0.2)")
+    door = EngineDoor(Path(json.loads((moves.store / "engine.json").read_text())["socket"]))
+    deadline = time.monotonic() + LIMIT_S
+    while not any((children := door.demand("status")["children"]).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    door.close()
+    assert children == {"stored": 1, "vain": 0}
+
+
+def test_every_short_cell_leaves_its_moment(moves: Moves) -> None:
+    kernel = moves.kernel()
+    kernel.run(f"%roost track {moves.store}")
+    for step in range(20):
+        kernel.run(f"step_{step} = {step}")
+    shown = kernel.run("%roost history")
+    assert all(f"step_{step} = {step}" in shown for step in range(20))
+    kernel.run("lost = 1")
+    time.sleep(0.5)  # written in the pause after the last cell
+    moves.kernels.pop().kill()
+    again = moves.kernel()
+    again.run(f"%roost restore {moves.store}")
+    assert again.run("print(sum(globals()[f'step_{n}'] for n in range(20)), lost)") == "190 1\n"

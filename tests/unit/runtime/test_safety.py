@@ -98,6 +98,9 @@ def test_dear_state_is_captured_by_a_child_and_cells_go_on(bench) -> None:
     kernel.run("import gc, os, threading\nmany = [[i] for i in range(400_000)]; n = 0")
     for step in range(5):
         kernel.run(f"n = {step}; many[{step}].append(n)")
+    kernel.door.event("captured")
+    children = kernel.door.demand("status")["children"]
+    assert children["stored"] and not children["vain"]  # a child sees what its parent sees
     done = kernel.door.demand("capture", budget_s=60)
     kernel.kill()
     target = bench.session()

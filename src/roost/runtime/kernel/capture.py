@@ -5,26 +5,23 @@ waiting. Writes nothing to disk and changes nothing in the namespace.
 """
 
 import builtins
-import contextlib
-import io
 import re
 import sys
-import threading
 import time
 import types
-import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from json import dumps
 from typing import Any, TypeVar
 
 from roost.runtime.kernel import cells, checks, frames, process, recipes, tasks
-from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Group, Rebuild
+from roost.runtime.kernel.format import LOOP, REBUILT, REFUSED, Entry, Rebuild
 from roost.runtime.kernel.homing import AtHome, at_home
 from roost.runtime.kernel.kinds import Handler, Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.orders import with_orders
 from roost.runtime.kernel.pickling import Dump, Surroundings, dump
+from roost.runtime.kernel.quiet import quiet
 from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
 from roost.runtime.kernel.watched import Watched
 
@@ -63,7 +60,8 @@ class Snapshot:
     """All that a manifest needs, the buffers still the user's own memory."""
 
     fresh: list[Fresh] = field(default_factory=list)
-    kept: list[Group] = field(default_factory=list)
+    kept: list[tuple[str, ...]] = field(default_factory=list)
+    """Groups that stay as they were stored last, by their names."""
     modules: dict[str, str] = field(default_factory=dict)
     namespaces: tuple[str, ...] = ()
     rebuilds: list[Rebuild] = field(default_factory=list)
@@ -76,6 +74,19 @@ class Snapshot:
     execution_count: int = 1
     home: set[str] = field(default_factory=set)
     """In a forked child: names that only their own process can store."""
+
+    looked: bool = False
+    """The system was asked what was written to the watched memory in it."""
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Names of every group in it."""
+        return [*(one.names for one in self.fresh), *self.kept]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is pickles and nothing else: no memory of the user is read for it."""
+        return not any(one.dump.buffers for one in self.fresh)
 
     def own_memory(self, limit: int, watched: Watched) -> bool:
         """Copy buffers up to ``limit`` bytes, of watched ones what may have changed; whether no memory of
@@ -127,9 +138,14 @@ class Collector:
         self._base = base
         self._singletons = Singletons()
         self._hidden = dict(shell.user_ns_hidden)
-        self.records: dict[tuple[str, ...], Group] = {}
-        """The groups of the last manifest."""
+        self._history: dict[str, bool] = {}
+        self._groups: list[tuple[str, ...]] = []
+        self._mates: dict[str, tuple[str, ...]] = {}
+        """Every stored name with all names of its group."""
         self._ids: dict[str, int] = {}
+        """Where the values lay at the last look."""
+        self._former_ids: dict[str, int] = {}
+        """The same at the look before it."""
         self._uses: dict[str, set[str]] = {}
         self._costs: dict[str, float] = {}
         self._walks: dict[str, float] = {}
@@ -155,6 +171,15 @@ class Collector:
         if touched is None:
             return sum(self._costs.values())
         return sum(self._costs.get(name, 0.0) for name in touched)
+
+    def stored(self, groups: Iterable[tuple[str, ...]]) -> None:
+        """These groups are stored, or on their way: what has not changed need not be pickled again."""
+        self._groups = list(groups)
+        self._mates = {name: names for names in self._groups for name in names}
+
+    def unseen(self) -> None:
+        """What the last look found is not stored: names bound anew before it are so still."""
+        self._ids = self._former_ids
 
     def learned(self) -> Learned:
         """See the class."""
@@ -208,9 +233,8 @@ class Collector:
         made.modules, made.namespaces = names.modules, tuple(names.namespaces)
         reaches = yield from self._walk(names.rest, touched, until)
         # A group with a name that is gone or was looked at is pickled anew or not at all.
-        for record in self.records.values():
-            if all(name in names.rest and name not in reaches for name in record.names):
-                made.kept.append(record)
+        still = names.rest.keys() - reaches.keys()
+        made.kept = [group for group in self._groups if still.issuperset(group)]
         around = self._around(forked=given is not None, calm=before is not None)
         if names.atoms:
             with quiet():
@@ -224,6 +248,7 @@ class Collector:
             if until is not None and groups and time.perf_counter() > until:
                 raise Dear
             yield
+        self._former_ids = self._ids
         self._ids = {name: id(value) for name, value in names.rest.items()}
         self._explain(made, names, log)
         if given is not None:
@@ -252,9 +277,9 @@ class Collector:
         return None if any(process.names_files(space.get(name)) for name in touched) else before
 
     def _sort(self, made: Snapshot, before: "_Process | None" = None) -> _Names:
-        names = _Names()
+        names, space = _Names(), self._shell.user_ns
         for name, value in self.variables(before):
-            if value is self._shell.user_ns:
+            if value is space:
                 names.namespaces.append(name)
             elif is_module(value):
                 if (key := HOMES.get(id(globals_of(value)))) is not None:
@@ -278,7 +303,7 @@ class Collector:
         hook = self._shell.displayhook
         shown = {name: getattr(hook, name, "") for name in UNDERSCORES}
         for name, value in list(space.items()):
-            if type(name) is not str or (name[:1] in _ODD and _HISTORY.fullmatch(name)):
+            if type(name) is not str or (name[:1] in _ODD and self._is_history(name)):
                 continue
             if name in self._hidden and self._hidden[name] is value:
                 continue
@@ -304,6 +329,13 @@ class Collector:
             for key, manager in list(figures.Gcf.figs.items()):
                 yield f"figure {key}", manager.canvas.figure
 
+    def _is_history(self, name: str) -> bool:
+        """Whether the shell keeps its inputs or outputs under this name: there is one more with each cell."""
+        known = self._history.get(name)
+        if known is None:
+            known = self._history[name] = _HISTORY.fullmatch(name) is not None
+        return known
+
     # --- groups ----------------------------------------------------------------------------------
 
     def _walk(
@@ -323,8 +355,7 @@ class Collector:
             builtins,
         )
         walker = Walker(self._shell.user_ns, self._singletons, stops)
-        mates = self._mates()
-        todo = sorted(touched or ()) if only else self._first(rest, touched, mates)
+        todo = sorted(touched or ()) if only else self._first(rest, touched)
         reaches: dict[str, Reach] = {}
         while todo:
             name = todo.pop()
@@ -338,33 +369,29 @@ class Collector:
             self._uses[name] = found.names
             # What its functions use, they may have changed; what it shares, is changed with it.
             todo.extend(found.names)
-            todo.extend(mates.get(name, ()))
+            todo.extend(self._mates.get(name, ()))
             if len(found.ids) > 10_000:
                 yield
         return reaches
 
-    def _mates(self) -> dict[str, tuple[str, ...]]:
-        """Every stored name with all names of its group."""
-        return {name: record.names for record in self.records.values() for name in record.names}
-
     def _expected(self, rest: dict[str, Any], touched: set[str] | None) -> set[str]:
         """The names a look will meet, as far as the last one can tell."""
-        mates = self._mates()
-        todo, found = self._first(rest, touched, mates), set[str]()
+        todo, found = self._first(rest, touched), set[str]()
         while todo:
             name = todo.pop()
             if name not in found:
                 found.add(name)
-                todo += [*self._uses.get(name, ()), *mates.get(name, ())]
+                todo += [*self._uses.get(name, ()), *self._mates.get(name, ())]
         return found
 
-    def _first(
-        self, rest: dict[str, Any], touched: set[str] | None, mates: dict[str, tuple[str, ...]]
-    ) -> list[str]:
+    def _first(self, rest: dict[str, Any], touched: set[str] | None) -> list[str]:
         if touched is None:
             return list(rest)
+        known, mates = self._ids, self._mates
         todo = [
-            n for n in rest if n in touched or n not in mates or self._ids.get(n) != id(rest[n])
+            name
+            for name, value in rest.items()
+            if name in touched or name not in mates or known.get(name) != id(value)
         ]
         for name, members in mates.items():
             if name not in rest:
@@ -567,33 +594,3 @@ def _without(
 def _begun(value: Any) -> bool:
     """What has moved on since it was made cannot be had by making it again."""
     return frames.begun(value) or tasks.is_future(value)
-
-
-class _Hush(io.TextIOBase):
-    """Drops what this thread writes; the user's other threads go on printing."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._thread = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        if threading.get_ident() != self._thread:
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        if threading.get_ident() != self._thread:
-            self._stream.flush()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What a user's ``__reduce__`` prints or warns about is not the user's cell speaking."""
-    out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Hush(out), _Hush(err)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.stdout, sys.stderr = out, err

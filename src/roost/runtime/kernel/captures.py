@@ -17,12 +17,12 @@ from roost.runtime.kernel.capture import Collector, Dear, Snapshot, drained
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.children import QUICK_S, Children
 from roost.runtime.kernel.format import FINISHED_LIMIT, Entry
-from roost.runtime.kernel.jobs import Bytes, Fields, Job, answer, write
+from roost.runtime.kernel.jobs import LAG_S, Bytes, Fields, Job, answer, write
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Mover, check
 from roost.runtime.kernel.pace import RETRY_S, Pace
 from roost.runtime.kernel.proving import Unproven
-from roost.runtime.kernel.recorder import Facts, Overtaken, Recorder, Written
+from roost.runtime.kernel.recorder import Facts, NotStored, Overtaken, Recorder, Written
 from roost.runtime.kernel.restore import CannotRestore
 
 SLICE_S = 0.02
@@ -41,6 +41,11 @@ CHILD_NOTICE_S = 3.0
 """How long a notice waits for it at most."""
 SETTLE_S = 0.25
 """How long a cell waits at most for the capture before it to be written."""
+LAGGING_S = 0.25
+"""What short cells that follow each other did is written when they make a pause, or one of them takes its
+time, or after so long: writing and running both want the interpreter."""
+LAGGING = 64
+"""Captures that wait to be written, at most."""
 
 Listener = Callable[[Fields], None]
 
@@ -63,6 +68,8 @@ class Captures:
         self._log: list[Cell] = asking.former_cells(shell)
         self._finished: deque[str] = deque(maxlen=FINISHED_LIMIT)
         self._depth = 0
+        self._begun_s = time.monotonic()
+        """When the last cell began."""
         self._touched: set[str] | None = set()
         self._calm = False
         """Whatever ran since the last look changed variables and nothing else."""
@@ -73,6 +80,8 @@ class Captures:
         self._job: Job | None = None
         self._waiting: deque[Job] = deque()
         self._overtaken = 0
+        self._lagging: deque[Job] = deque()
+        """Captures without memory of the user that are to be written before long, the oldest first."""
         self._bytes = Bytes()
         self._children = Children(self.collector, self._bytes)
         self.running = Running()
@@ -135,6 +144,9 @@ class Captures:
             return
         if job is not None and job.ended.wait(self._patience_s(job)):
             self._settle(job)
+        if len(self._lagging) >= LAGGING:
+            self._drained()
+            self._settle_all()
         if self._job is not None or not (self._fresh or self._touched is None or self._touched):
             return
         job = self._next_job(self._touched)
@@ -144,7 +156,7 @@ class Captures:
             snapshot = self._look(job, None if self.running.saved else limit_s)
             recorder.look(snapshot)
             if snapshot is not None and recorder.own_memory(snapshot):
-                self._hand_over(snapshot, job)
+                self._hand_over(snapshot, job, lags=True)
                 return
             job.snapshot = snapshot
             if self._forked(job):
@@ -207,6 +219,7 @@ class Captures:
         finally:
             self.collector.loops = former
         facts = self._facts()
+        self._hurry()
 
         def work() -> None:
             # The look too comes behind whatever was still being written.
@@ -214,8 +227,9 @@ class Captures:
 
         self._bytes.put(work)
         job.ended.wait()
-        if self._job is not None:  # it was written before this one
-            self._job = None
+        while self._lagging:  # they were written before this one, or never
+            self._lagging.pop().settled = True
+        self._job = None
         self._touched = None
         if isinstance(job.outcome, Written):
             self._noted(job.outcome)
@@ -227,8 +241,10 @@ class Captures:
 
     def _put_back(self, job: Job) -> None:
         if job.explicit:
+            job.again()
             self._waiting.appendleft(job)
         self._calm = self._calm and job.calm
+        self.collector.unseen()
         if job.touched is None or self._touched is None:
             self._touched, self._fresh = None, True
         else:
@@ -242,6 +258,9 @@ class Captures:
         self._pace.arm(self.loop, self._context)
 
     def _quick(self) -> None:
+        if self.mover is not None:
+            self.mover.rests()
+        self._hurry()
         cost = 0.0 if self._children.possible else self.collector.cost_s(self._touched)
         if (self._fresh and self._pace.affordable(cost)) or self._waiting:
             self._begin(self._touched)
@@ -309,7 +328,7 @@ class Captures:
 
     # --- bytes -----------------------------------------------------------------------------------
 
-    def _hand_over(self, snapshot: Snapshot, job: Job) -> None:
+    def _hand_over(self, snapshot: Snapshot, job: Job, *, lags: bool = False) -> None:
         recorder = self._recorder
         if recorder is None:
             job.done.set_exception(CannotRestore("no_directory", "captures were switched off"))
@@ -321,20 +340,49 @@ class Captures:
             job.snapshot = snapshot
             if self._forked(job):
                 return
-        self._job = job
+        if lags and snapshot.plain:
+            self._lagging.append(job)
+            self.collector.stored(snapshot.groups)
+        else:
+            self._hurry()
+            job.hurry()
+            self._job = job
         facts = self._facts()
 
         def work() -> None:
+            job.wait(LAGGING_S, self._takes_time)
             write(recorder, snapshot, facts, job, sync=job.explicit)
             self._back(lambda: self._settle(job))
 
         self._bytes.put(work)
+
+    def _takes_time(self) -> bool:
+        """Whether a cell runs that is no short one. From any thread."""
+        return self._depth > 0 and time.monotonic() - self._begun_s > LAG_S
+
+    def _hurry(self) -> None:
+        """What waits to be written is wanted."""
+        for job in self._lagging:
+            job.hurry()
+
+    def _drained(self) -> bool:
+        """Have it written; whether it is."""
+        self._hurry()
+        return all(job.ended.wait(SETTLE_S) for job in self._lagging)
+
+    def _settle_all(self) -> None:
+        """Take note of what is written."""
+        for job in [*self._lagging, *filter(None, (self._job,))]:
+            if job.ended.is_set():
+                self._settle(job)
 
     def _forked(self, job: Job) -> bool:
         """Have a forked child do what is left of a job, where that is safe."""
         recorder = self._recorder
         if recorder is None or job.inline or not self._children.safe(self._threads):
             return False
+        if not self._drained():
+            return False  # both would give their captures the same number
 
         def then() -> None:
             self._back(lambda: self._settle(job))
@@ -358,12 +406,13 @@ class Captures:
 
     def _settle(self, job: Job) -> None:
         """Take note of what the bytes thread made of a job. Once; from the main thread."""
-        if self._job is not job:
-            if not job.done.done():
-                self._conclude(job)
-            return
-        self._job = None
-        self._conclude(job)
+        if self._job is job:
+            self._job = None
+        elif job in self._lagging:
+            self._lagging.remove(job)
+        if not job.settled:
+            job.settled = True
+            self._conclude(job)
 
     def _conclude(self, job: Job) -> None:
         written = job.outcome
@@ -371,6 +420,7 @@ class Captures:
             self._failed(job, written or RuntimeError("nothing was written"))
             return
         if job.knowledge is not None:
+            self._children.stored += 1
             self.collector.learn(job.knowledge.collector)
         self._overtaken = 0
         self._pace.stored()
@@ -395,21 +445,25 @@ class Captures:
             new = last.manifest.number != written.manifest.number
         else:
             new = True
-        self.collector.records = {group.names: group for group in written.manifest.groups}
+        if not self._lagging:
+            self.collector.stored(group.names for group in written.manifest.groups)
         self.last = written
         if self.mover is not None:
             self.mover.journal.trim(written.manifest.finished)
         return new
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        if isinstance(error, Overtaken) or self._children.failed(error):
+        if isinstance(error, Overtaken | NotStored) or self._children.failed(error):
             self._overtaken += isinstance(error, Overtaken)
+            if isinstance(error, NotStored):
+                self.collector.stored(())
             self._put_back(job)
             self._arm()
             return
         self._touched = None
         self._calm = False
         self._fresh = True
+        self.collector.stored(())
         reason = asking.words(error)
         self.tell({"event": "capture_failed", "reason": reason, "refused": []})
         if not job.done.done():

@@ -23,6 +23,10 @@ class Children:
         self._collector = collector
         self._bytes = bytes_
         self._forker = Forker()
+        self.stored = 0
+        """Captures that children have done."""
+        self.vain = 0
+        """Those that they could not do."""
 
     @property
     def possible(self) -> bool:
@@ -64,6 +68,7 @@ class Children:
     def failed(self, error: BaseException) -> bool:
         """Whether it was only the child that could not do it: here it can be done."""
         collector = self._collector
+        self.vain += isinstance(error, Elsewhere | ChildFailed)
         if isinstance(error, Elsewhere):
             if not error.names <= collector.home:
                 collector.home |= error.names

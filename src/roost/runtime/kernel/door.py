@@ -39,6 +39,11 @@ class Door:
         finally:
             os.umask(former)
 
+    @property
+    def clients(self) -> int:
+        """How many are connected. From any thread."""
+        return len(self._clients)
+
     def push(self, fields: Fields) -> None:
         """Send an event to every client."""
         line = _line(fields)

@@ -47,7 +47,6 @@ class Engine(Captures):
         self._current = ("", False)
         self._tree: ast.Module | None = None
         self._cell_calm = False
-        self._begun_s = time.monotonic()
         self._restoring = False
         """The cell that runs has restored: it is not logged."""
         self.pauser: Pauser | None = None
@@ -91,6 +90,7 @@ class Engine(Captures):
             "manifest": str(self.last.path) if self.last else "",
             "session_id": self.session_id,
             "capturing": self._recorder is not None,
+            "children": {"stored": self._children.stored, "vain": self._children.vain},
         }
 
     def adopt(self, request: Fields) -> Fields:
@@ -119,6 +119,7 @@ class Engine(Captures):
             self.mover.close()
             self.mover = None
         self.pauser = None
+        self.settle()
         if directory is None:
             self._recorder = None
             return
@@ -138,7 +139,7 @@ class Engine(Captures):
         self.running.install(builtins.__dict__)
         self._recorder = Recorder(directory, None)
         self._bytes.spare = self._recorder.sync_one
-        self.collector.records = {}
+        self.collector.stored(())
         self._touched = None
         self._fresh = True
         self._arm()
@@ -163,6 +164,7 @@ class Engine(Captures):
         """Restore into this kernel. ``in_cell``: from inside a cell; ``replay``: what ran and waited there is
         run afterwards. Raises ``CannotRestore``."""
         self.prove()
+        self.settle()
         done = restore(directory, manifest, self.shell, self.base, in_cell=in_cell)
         self._watch(done, in_cell=in_cell)
         self.report = done.report
@@ -191,7 +193,7 @@ class Engine(Captures):
             path = manifest_path(directory.absolute(), done.manifest.number)
             if path.exists():
                 self.last = Written(done.manifest, path, 0)
-        self.collector.records = {}
+        self.collector.stored(())
         self._touched = None
         self._fresh = True
         self._arm()
@@ -235,8 +237,10 @@ class Engine(Captures):
 
     def settle(self) -> None:
         """Wait until what was last handed over is written."""
+        self._drained()
         if self._job is not None:
             self._job.ended.wait(SEAL_WAIT_S)
+        self._settle_all()
 
     @property
     def log(self) -> list[Cell]:

@@ -136,8 +136,10 @@ def _live(work: Callable[[], Any], outside: int) -> None:
     try:
         gc.disable()  # nothing of the user's is to be finalised here
         _LIBC.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGURG):
-            signal.signal(number, signal.SIG_IGN if number != signal.SIGTERM else signal.SIG_DFL)
+        # Blocked, not ignored: the handlers are part of what is captured here.
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGURG)
+        )
         nothing = os.open(os.devnull, os.O_RDWR)
         for handle in (0, 1, 2):
             os.dup2(nothing, handle)

@@ -14,8 +14,8 @@ _PLAIN = frozenset(
     {
         "_collections", "array", "builtins", "collections", "copyreg", "datetime", "decimal", "enum",
         "fractions", "functools", "itertools", "joblib", "lightgbm", "networkx", "numpy", "operator",
-        "pandas", "pathlib", "patsy", "polars", "pyarrow", "pytz", "re", "scipy", "shapely", "sklearn",
-        "statsmodels", "sympy", "torch", "types", "typing", "uuid", "xgboost", "zoneinfo",
+        "pandas", "pathlib", "patsy", "polars", "pyarrow", "pytz", "re", "scipy", "shapely", "signal",
+        "sklearn", "statsmodels", "sympy", "torch", "types", "typing", "uuid", "xgboost", "zoneinfo",
     }
 )  # fmt: skip
 

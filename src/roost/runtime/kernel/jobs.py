@@ -17,6 +17,8 @@ from roost.runtime.kernel.recorder import Facts, Recorder, Seal, Written
 from roost.runtime.kernel.recorder import Learned as RecorderLearned
 
 Fields = dict[str, Any]
+LAG_S = 0.01
+"""A cell that has run for so long is no short one."""
 
 
 class Job:
@@ -29,12 +31,9 @@ class Job:
         """Variables have changed and nothing else: the process needs no look."""
         self.whole = False
         """Tasks of the user run between cells: what is seen must be of one moment."""
-        self.seal = Seal()
         self.begun = time.perf_counter()
         self.done: Future[Fields] = Future()
-        self.ended = threading.Event()
-        """The bytes thread has done with it."""
-        self.outcome: Written | BaseException | None = None
+        self.again()
         self.snapshot: Snapshot | None = None
         """Pickled already; a forked child only writes it."""
         self.child: Child | None = None
@@ -43,6 +42,26 @@ class Job:
         self.knowledge: Knowledge | None = None
         self.inline = False
         """Not in a forked child: that is not safe, or was tried."""
+        self._wanted = threading.Event()
+
+    def again(self) -> None:
+        """Nothing has become of it so far."""
+        self.seal = Seal()
+        self.ended = threading.Event()
+        """The bytes thread has done with it."""
+        self.outcome: Written | BaseException | None = None
+        self.settled = False
+        """The engine has taken note of the outcome."""
+
+    def hurry(self) -> None:
+        """Write it now if it still waits."""
+        self._wanted.set()
+
+    def wait(self, most_s: float, urgent: Callable[[], bool]) -> None:
+        """Until it is wanted, or urgent, or so old. On the bytes thread."""
+        until = self.begun + most_s
+        while not self._wanted.wait(LAG_S) and not urgent() and time.perf_counter() < until:
+            pass
 
 
 class Bytes:

@@ -157,7 +157,12 @@ def ours(module: str) -> bool:
 
 def is_module(value: object) -> bool:
     """Whether it is a module (lazy modules are subclasses)."""
-    return any(base is types.ModuleType for base in mro_of(type(value)))
+    kind = type(value)
+    if kind is types.ModuleType:
+        return True
+    if not flags_of(kind) & HEAP_TYPE:
+        return False  # no subclass of it is made in C
+    return any(base is types.ModuleType for base in mro_of(kind))
 
 
 def real_module(module: types.ModuleType) -> bool:

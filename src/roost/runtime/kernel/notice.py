@@ -118,6 +118,10 @@ class Mover:
         if message is not None:
             self.journal.begun(message, rest, files)
 
+    def rests(self) -> None:
+        """No cell has followed the last one."""
+        self._files.rests()
+
     def ends(self, *, failed: bool = False) -> None:
         """The cell has ended: at a notice its effects are captured before anything else runs."""
         message, self._current = self._current, None
@@ -125,7 +129,6 @@ class Mover:
             self.journal.ended(message["header"]["msg_id"])
             if failed and message["content"].get("stop_on_error", True):
                 self.journal.failed()
-        self._files.ended()
         notice = self._notice
         if self._pause is not None:
             self._pause.disarm()

@@ -20,12 +20,19 @@ RETRY_S = 5.0
 
 
 class Pace:
-    """The timers of one engine. Main thread only."""
+    """The clock of one engine. Main thread only.
+
+    One timer, set anew only when it goes off: with cells that follow each other it mostly goes off in vain,
+    which costs less than to cancel and set two with each of them.
+    """
 
     def __init__(self, quick: Callable[[], None], idle: Callable[[], None]) -> None:
+        self._due: list[tuple[float, Callable[[], None]]] = []
+        """When what is to be called, the soonest first."""
         self._quick = quick
         self._idle = idle
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._context = contextvars.copy_context()
         self._first: float | None = None
         """When the oldest effect that is not captured was noticed."""
         self._captured = 0.0
@@ -36,18 +43,30 @@ class Pace:
         if self._first is None:
             self._first = now
         quick_s = max(0.0, min(QUICK_S, self._first + LATEST_S - now))
-        self.stop()
-        # Timers belong to the loop; without a running loop they wait for it.
-        self._timers = [
-            loop.call_later(quick_s, self._quick, context=context),
-            loop.call_later(IDLE_S, self._idle, context=context),
-        ]
+        self._due = [(now + quick_s, self._quick), (now + IDLE_S, self._idle)]
+        self._context = context
+        self._set(loop, now)
 
     def stop(self) -> None:
         """A cell begins."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = []
+        self._due = []
+
+    def _set(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        # Timers belong to the loop; without a running loop they wait for it.
+        wait_s = max(0.0, self._due[0][0] - now)
+        if self._timer is not None and self._timer.when() > loop.time() + wait_s + QUICK_S:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_later(wait_s, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._due and self._due[0][0] <= time.monotonic():
+            _when, call = self._due.pop(0)
+            self._context.run(call)
+        if self._due:
+            self._set(loop, time.monotonic())
 
     def looked(self) -> None:
         """A capture has begun."""

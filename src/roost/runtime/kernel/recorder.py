@@ -46,6 +46,10 @@ class Overtaken(Exception):
     """A cell began before the user's memory was read: the capture is void."""
 
 
+class NotStored(Exception):
+    """What was to stay as it is stored is not: an earlier capture was never written."""
+
+
 class Seal:
     """Whether the user's memory has been read. Decided once, by whoever comes first."""
 
@@ -118,7 +122,7 @@ class Recorder:
         self._sights: list[Sight] = []
         """Big buffers that the capture under way has met."""
         self._looked = False
-        """Since the last ``write`` the system was asked what was written to watched memory."""
+        """A child is about to be forked, and the system was asked what was written to watched memory."""
         numbers = manifest_numbers(directory)
         self._number = max(numbers, default=0)
         if last is not None:
@@ -157,10 +161,11 @@ class Recorder:
     def look(self, snapshot: Snapshot | None) -> None:
         """Before memory is read, on the main thread: which parts of these buffers (None: any; a child that
         is forked now will meet them) were written. What is small of it is copied by ``own_memory``."""
-        self._looked = True
         if snapshot is None:
+            self._looked = True
             self._watched.scan()
             return
+        snapshot.looked = True
         views = [view for one in snapshot.fresh for view in one.dump.buffers]
         self._watched.scan([self._watched.key(view) for view in views if type(view) is memoryview])
 
@@ -177,9 +182,10 @@ class Recorder:
         self._writer.begin()
         self._new_prints = {}
         self._sights = []
-        if not self._looked:
-            self._watched.clear()
-        self._looked = False
+        if not snapshot.looked:
+            if not self._looked:
+                self._watched.clear()
+            self._looked = False
         try:
             manifest = self._manifest(snapshot, facts, seal)
             last = self._last
@@ -203,7 +209,10 @@ class Recorder:
         seal.close()
         pack = _Pack(self._writer, self._crowded())
         fresh = [self._pickle(one, former.get(one.names), pack) for one in snapshot.fresh]
-        kept = [pack.again(record.extents) for record in snapshot.kept]
+        if not former.keys() >= set(snapshot.kept):
+            raise NotStored
+        records = [former[names] for names in snapshot.kept]
+        kept = [pack.again(record.extents) for record in records]
         old = self._last.state if self._last else {}
         state = {n: self._piece(n, c, old.get(n), pack) for n, c in snapshot.state.items()}
         cells = self._last.cells if self._last else ()
@@ -217,8 +226,7 @@ class Recorder:
             for one, place, parts in zip(snapshot.fresh, fresh, buffers, strict=True)
         ]
         groups += [
-            _moved(record, pack.at(place))
-            for record, place in zip(snapshot.kept, kept, strict=True)
+            _moved(record, pack.at(place)) for record, place in zip(records, kept, strict=True)
         ]
         made = Manifest(
             number=self._number + 1,
@@ -237,7 +245,7 @@ class Recorder:
             cells=tuple(extent for place in log for extent in pack.at(place)),
             imports=snapshot.imports,
             finished=facts.finished[-FINISHED_LIMIT:],
-            report=_report(snapshot),
+            report=_report(snapshot, records),
         )
         return replace(made, bytes_total=self._total(made))
 
@@ -503,10 +511,10 @@ def _moved(record: Group, extents: tuple[Extent, ...]) -> Group:
     return record if extents is record.extents else replace(record, extents=extents)
 
 
-def _report(snapshot: Snapshot) -> tuple[Entry, ...]:
+def _report(snapshot: Snapshot, kept: list[Group]) -> tuple[Entry, ...]:
     rebuilt = [Entry(n, REBUILT, r.reason) for r in snapshot.rebuilds for n in r.names]
     notes = [note for one in snapshot.fresh for note in one.notes]
-    notes += [note for record in snapshot.kept for note in record.notes]
+    notes += [note for record in kept for note in record.notes]
     return tuple(sorted((*snapshot.refused, *rebuilt, *notes), key=lambda entry: entry.name))
 
 

@@ -25,7 +25,6 @@ from roost.runtime.kernel import (
     rebuild_tasks,
     rebuild_widgets,
 )
-from roost.runtime.kernel.capture import quiet
 from roost.runtime.kernel.cells import Cell, from_block
 from roost.runtime.kernel.chunks import DamagedChunk, Reader, mapped
 from roost.runtime.kernel.format import (
@@ -45,6 +44,7 @@ from roost.runtime.kernel.format import (
 )
 from roost.runtime.kernel.process import libraries
 from roost.runtime.kernel.proving import Opening, Unproven
+from roost.runtime.kernel.quiet import quiet
 
 DAMAGED = "stored bytes are damaged"
 AGAIN = "run the cells that make it again"

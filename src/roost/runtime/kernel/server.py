@@ -69,6 +69,8 @@ class Server:
             self._loop.run_until_complete(server.serve_forever())
 
     def _push(self, fields: Fields) -> None:
+        if not self._door.clients:
+            return  # to wake a thread for nobody costs the cells
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._door.push, fields)
 

@@ -7,6 +7,7 @@ A task waits for a future, a timer or another task that comes along; what waits 
 import asyncio
 import functools
 import gc
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _KERNEL = frozenset(
     }
 )
 """Packages whose tasks are the kernel's own."""
+_KERNEL_PATH = re.compile(rf"[/\\](?:{'|'.join(sorted(_KERNEL))})[/\\]")
 
 
 def reduce_loop(_pickler: Any, value: Any) -> Any:
@@ -158,20 +160,18 @@ def roots() -> Iterator[tuple[str, Any]]:
     for task in asyncio.all_tasks(loop):
         if task is not current and _is_users(task):
             yield f"task {task.get_name()}", task
-    count = 0
-    for handle in sorted(getattr(loop, "_scheduled", ()), key=lambda one: one._when):
-        _owner, function = _parts(handle._callback)
-        if function is not None and function.__globals__ is sys.modules["__main__"].__dict__:
-            count += 1
-            yield f"timer {count}", handle
+    space = sys.modules["__main__"].__dict__
+    timers = [one for one in getattr(loop, "_scheduled", ()) if not one._cancelled]
+    timers = [one for one in timers if getattr(_parts(one._callback)[1], "__globals__", 0) is space]
+    for number, handle in enumerate(sorted(timers, key=lambda one: one._when), 1):
+        yield f"timer {number}", handle
 
 
 def _is_users(task: Any) -> bool:
     coroutine = task.get_coro()
     if id(type(coroutine)) not in IDS:
         return False
-    path = code_of(coroutine).co_filename.replace("\\", "/")
-    return not any(f"/{package}/" in path for package in _KERNEL)
+    return not _KERNEL_PATH.search(code_of(coroutine).co_filename)
 
 
 def live() -> bool:

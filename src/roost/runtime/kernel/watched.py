@@ -6,6 +6,7 @@ a range that was not written holds what it held. A buffer is watched from the se
 place; one that is rewritten again and again is left alone for a while, as first writes to watched pages cost.
 """
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -73,6 +74,8 @@ class Watched:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
+        self._lock = threading.RLock()
+        """A capture without such buffers may be written while the next look goes on."""
         self._all: dict[Key, Watch] = {}
         self._seen: dict[Key, int] = {}
         """Captures that met a buffer which is not watched; below 0: so many are to pass first."""
@@ -87,8 +90,9 @@ class Watched:
 
     def clear(self) -> None:
         """Trust nothing that is known: all is read as a whole."""
-        for key in list(self._all):
-            self._drop(key)
+        with self._lock:
+            for key in list(self._all):
+                self._drop(key)
 
     def key(self, view: Taken) -> Key | None:
         """Where a buffer of the user's lies, if it is big enough to be watched."""
@@ -111,6 +115,15 @@ class Watched:
 
     def scan(self, keys: Iterable[Key | None] | None = None) -> None:
         """Note what was written in these buffers (None: all), and watch those that are due."""
+        with self._lock:
+            self._scan(keys)
+
+    def commit(self, manifest: Manifest, sights: Iterable[Sight]) -> None:
+        """A capture that met these buffers is on disk."""
+        with self._lock:
+            self._commit(manifest, sights)
+
+    def _scan(self, keys: Iterable[Key | None] | None) -> None:
         wanted = [*self._all, *self._seen] if keys is None else [key for key in keys if key]
         if wanted and not self._pages.alone():
             self.clear()
@@ -127,8 +140,7 @@ class Watched:
                 if self._pages.watch(*key):
                     self._all[key] = Watch()
 
-    def commit(self, manifest: Manifest, sights: Iterable[Sight]) -> None:
-        """A capture that met these buffers is on disk."""
+    def _commit(self, manifest: Manifest, sights: Iterable[Sight]) -> None:
         groups = {group.names: group for group in manifest.groups}
         for names, index, key, doubt in sights:
             group = groups.get(names)

@@ -31,8 +31,6 @@ QUICK_BYTES = 4 << 20
 """What a beginning cell waits for at most when cells follow each other."""
 BUSY = 10
 """On a busy machine, so many times that of the clock."""
-PAUSE_S = 0.05
-"""After a cell, before its files are looked at: another cell may come."""
 FRESH_NS = 20_000_000
 """A file as young as this may change again without another time stamp: it is read again."""
 KEEP = 8
@@ -80,7 +78,7 @@ class Stopped(Exception):
 
 
 class Workfiles:
-    """Looks at one working directory. ``before`` and ``at_pause`` on the main thread, ``ended`` too."""
+    """Looks at one working directory. ``before``, ``at_pause`` and ``rests`` on the main thread."""
 
     def __init__(self, store: Path, root: Path) -> None:
         self._folder = store / FOLDER
@@ -97,7 +95,6 @@ class Workfiles:
         self._closed = False
         self._held = -1
         threading.Thread(target=self._run, name="roost-files", daemon=True).start()
-        self._wanted.set()
 
     # --- cells ---------------------------------------------------------------------------------------
 
@@ -120,8 +117,8 @@ class Workfiles:
             self._current = False
             return number
 
-    def ended(self) -> None:
-        """A cell has ended: look soon."""
+    def rests(self) -> None:
+        """No cell runs, and none has come for a moment: look."""
         self._stop.clear()
         self._wanted.set()
 
@@ -139,8 +136,6 @@ class Workfiles:
             self._wanted.clear()
             if self._closed:
                 return
-            if self._stop.wait(PAUSE_S):
-                continue
             with self._lock:
                 if not self._stop.is_set() and not self._current:
                     self._look(float("inf"), TOTAL_BYTES, self._stop.is_set)

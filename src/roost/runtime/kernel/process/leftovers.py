@@ -8,7 +8,7 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
@@ -161,6 +161,10 @@ class Descriptor:
         return rebuild_files.descriptor, (self.number, path, rights, position, status.st_size)
 
 
+_MOST = 1 << 20
+"""No process has more descriptors, by the kernel's own limit (fs.nr_open)."""
+
+
 def _descriptors() -> frozenset[int]:
     found = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     # The descriptor of the listing itself is gone by now.
@@ -177,7 +181,7 @@ def _mode(number: int) -> int:
 def objects(base: Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
     """Descriptors that variables name, and finalizers of objects of the notebook."""
     noted = base.noted["leftovers"]
-    for name, number in _numbers(shell.user_ns, _descriptors() - noted["descriptors"]):
+    for name, number in _numbers(shell.user_ns, noted["descriptors"]):
         known = noted.setdefault("made", {})
         yield f"descriptor {name}", known.setdefault(number, Descriptor(number))
     for one, info in list(_registry().items()):
@@ -195,15 +199,20 @@ def _of_notebook(function: Any, target: Any) -> bool:
     return owner is not None and not is_module(owner)
 
 
-def _numbers(space: dict[str, Any], new: frozenset[int]) -> list[tuple[str, int]]:
-    """Variables whose value is the number of a descriptor that no object owns."""
+def _numbers(space: dict[str, Any], old: frozenset[int]) -> list[tuple[str, int]]:
+    """Variables whose value is the number of a descriptor that no object owns, and that is not an old one."""
     found = []
     for name, value in list(space.items()):
-        if type(name) is not str or name.startswith("_"):
+        kind = type(value)
+        if kind is int:
+            parts: Sequence[Any] = (value,)
+        elif (kind is tuple or kind is list) and len(value) == 2:
+            parts = value
+        else:
             continue
-        parts = value if type(value) in (tuple, list) and len(value) == 2 else (value,)
-        found += [(name, part) for part in parts if type(part) is int and part in new]
-    found = [(name, number) for name, number in found if _a_file(number)]
+        if type(name) is str and not name.startswith("_"):
+            found += [(name, part) for part in parts if type(part) is int and part not in old]
+    found = [(name, number) for name, number in found if 0 <= number < _MOST and _a_file(number)]
     if not found:
         return []
     owned = _owned()
