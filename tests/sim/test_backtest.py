@@ -186,6 +186,14 @@ class TestService:
         assert sum(record.reclaims) == 2
         assert sum(record.down) == 120.0 + 120.0  # two replicas go, on demand stands in for them
 
+    def test_spothedge_tries_on_after_a_refusal_and_keeps_on_demand_a_look_longer(self) -> None:
+        record = self.world(market("###.......", "..........", "##########"), "spothedge")
+        # At 600 s one of two is lost; the first pool refuses, the next too, the third gives one.
+        assert sum(record.down) == 120.0 + 120.0
+        # On demand from the start to the look after both were ready, and again from the loss.
+        bridges = 2 * 400.0 + 400.0
+        assert sum(record.cost) == pytest.approx(USUAL_SHARE * 2000.0 + bridges / 2)
+
     def test_nobody_is_cheaper_than_the_floor_while_available(self) -> None:
         trace = market("##########", "##########", "##########")
         floor = run.service_floor(pools_of(trace), 4)

@@ -7,7 +7,7 @@ backtest alike.
 
 from collections.abc import Sequence
 
-RISK = 0.05
+RISK = 0.1
 """Summed ten-minute risk from which on a spare stands by."""
 CALM = 0.6
 """A spare goes again when the risk falls below this share of ``RISK``: no coming and going around the
@@ -35,3 +35,15 @@ def spares(
         if risk > line:
             wanted = number
     return wanted
+
+
+def covering(spares: int, replicas: int, pools: int) -> int:
+    """How many spares it takes, ``spares`` at least, to stand in for any pool; 0 if none can.
+
+    A pool is lost as a whole: s spares make up for pools that hold at most s, and in ``pools`` pools
+    as even as can be (replicas + s) / pools stand in each. More spares than replicas are never kept:
+    then fewer would not have helped, and none are.
+    """
+    if not spares:
+        return 0
+    return next((s for s in range(spares, replicas + 1) if replicas + s <= pools * s), 0)

@@ -105,13 +105,12 @@ def spread_out(
     standing: Sequence[Place] = (),
     room: Callable[[Place], int] = lambda place: 1 << 30,
 ) -> list[Place]:
-    """Where ``replicas`` more of a service go, best rate first, ``region_cap`` of the whole a region
-    at most.
+    """Where ``replicas`` more of a service go: apart, then by rate, ``region_cap`` of the whole a
+    region at most.
 
-    No pool takes a second one while another is free: a pool is lost as a whole, and one spare stands
-    in for one replica. ``standing``: where its replicas are now. ``room(place)``: how many more fit
-    there. Where cap and pools leave nothing, they are filled further rather than nothing launched;
-    fewer than asked for when all is full.
+    A pool is lost as a whole: the one that holds fewest of them goes first. ``standing``: where its
+    replicas are now. ``room(place)``: how many more fit there. Where the cap leaves nothing, it is
+    filled further rather than nothing launched; fewer than asked for when all is full.
     """
     cap = region_cap(replicas + len(standing))
     in_region = Counter(regions[place] for place in standing)
@@ -121,9 +120,8 @@ def spread_out(
         free = [place for place in rates if chosen.count(place) < room(place)]
         if not free:
             break
-        alone = [place for place in free if not in_pool[place]]
-        under = [place for place in alone if in_region[regions[place]] < cap]
-        place = min(under or alone or free, key=lambda p: rates[p])
+        under = [place for place in free if in_region[regions[place]] < cap]
+        place = min(under or free, key=lambda p: (in_pool[p], rates[p]))
         chosen.append(place)
         in_region[regions[place]] += 1
         in_pool[place] += 1

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from roost.fleet.model import RankedOffer
 from roost.fleet.plan import first
-from roost.fleet.spares import CALM, RISK, spares
+from roost.fleet.spares import CALM, RISK, covering, spares
 from roost.ports.values import Offer, PurchaseOption, Resources
 
 risks = st.lists(st.floats(0, 1), max_size=8)
@@ -55,3 +55,11 @@ def test_after_a_loss_another_region_unless_the_same_is_clearly_better() -> None
     assert "away from aws/us-east-1" in why
     far = [ranked("us-east-1", 0.100), ranked("us-west-2", 0.150)]
     assert first(far, [lost])[0].region == "us-east-1"
+
+
+def test_spares_stand_in_for_a_whole_pool_or_are_none() -> None:
+    assert covering(0, 4, 9) == 0
+    assert covering(1, 4, 5) == 1  # one in each pool
+    assert covering(1, 4, 3) == 2  # two in each: one spare would not make up for two
+    assert covering(1, 4, 2) == 4
+    assert covering(1, 4, 1) == 0  # all in one pool: they would be lost with the others

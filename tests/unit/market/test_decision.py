@@ -68,6 +68,13 @@ def test_replicas_spread_over_pools_and_regions() -> None:
     assert spread_out(4, {"a1": 0.1}, REGIONS) == ["a1"] * 4  # rather there than nowhere
     assert spread_out(4, {"a1": 0.1}, REGIONS, room=lambda place: 2) == ["a1"] * 2
     assert spread_out(2, {}, REGIONS) == []
+    two = {"a1": 0.1, "b1": 0.9}
+    assert sorted(spread_out(4, two, REGIONS)) == [
+        "a1",
+        "a1",
+        "b1",
+        "b1",
+    ]  # a pool is lost as a whole
 
 
 @given(st.integers(1, 12), st.permutations(sorted(REGIONS)))

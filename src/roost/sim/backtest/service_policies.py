@@ -6,7 +6,7 @@ greedy       N spot replicas in the first pools that give them, else on demand
 spothedge    SpotHedge (Mao et al., "SkyServe", EuroSys 2025, section 3): pools in an active and a
              preempted list, first an active one without a replica; a refusal or a loss moves a pool to
              the preempted list; the lists are begun again when too few are active; on-demand = min(N,
-             N + extra - ready spot). It does not probe.
+             N + extra - spot that was ready a look ago), as its artefact counts. It does not probe.
 roost        the money rule, spread over regions, risk-gated spares (``fleet/spares.py``), launching
              before leaving
 """
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
-from roost.fleet.spares import RISK, spares
+from roost.fleet.spares import RISK, covering, spares
 from roost.market import decision
 from roost.sim.backtest.pools import ON_DEMAND
 from roost.sim.backtest.seen import HORIZONS_H, Seen
@@ -56,8 +56,6 @@ class SpotHedge:
         self._active: list[int] = []
         self._preempted: list[int] = []
         self._known: set[Replica] = set()
-        self._asked = -1
-        """The tick of the last launch: its artefact decides once a tick."""
 
     def plan(self, seen: Seen, replicas: Sequence[Replica], wanted: int) -> Plan:
         if not self._active and not self._preempted:
@@ -67,14 +65,13 @@ class SpotHedge:
         standing = [r for r in spot if not r.told]
         plan = Plan()
         held = Counter(r.place for r in standing)
-        for _ in range(wanted + self._extra - len(standing) if self._asked != seen.tick else 0):
+        for _ in range(wanted + self._extra - len(standing)):
             zone = self._next(seen, held)
             if zone is None:
                 break
             held[zone] += 1
             plan.launch.append(zone)
-        self._asked = seen.tick
-        ready = sum(r.ready_s <= seen.now_s for r in standing)
+        ready = sum(r.ready_s + seen.gap_s <= seen.now_s for r in standing)
         bridges = [r for r in replicas if r.place == ON_DEMAND]
         need = min(wanted, max(0, wanted + self._extra - ready))
         plan.launch += [ON_DEMAND] * (need - len(bridges))
@@ -110,7 +107,6 @@ class RoostService:
     MARGIN = 3.0
     """A planned move must save this many times its cost: of a high risk, some is only the forecast's
     error."""
-    MOST_SPARES = 2
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -129,12 +125,13 @@ class RoostService:
         bridges = [r for r in staying if r.place == ON_DEMAND]
         risks = seen.forecasts.p_loss(seen.tick, self.RISK_AT)
         best_first = sorted(spot, key=lambda r: risks[r.place])
-        self._spares = spares(
+        number = spares(
             [risks[r.place] for r in best_first[:wanted]],
             self._spares,
             threshold=self._threshold,
-            most=self.MOST_SPARES,
+            most=wanted,
         )
+        self._spares = covering(number, wanted, len({*rates, *(r.place for r in spot)}))
         plan = Plan()
         self._fill(plan, seen, rates, spot, bridges, wanted)
         if not plan.launch:
