@@ -101,6 +101,20 @@ def _(made: Any) -> None:
     assert column.tolist() == df.a.tolist()
 
 
+def copied_on_write() -> Any:
+    df = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    return df, df["a"], df[:], pd.Index(df["b"]), np.finfo("f4")
+
+
+@trial(copied_on_write)
+def _(made: Any) -> None:
+    df, column, whole, index, limits = made
+    df.loc[0, "a"] = df.loc[0, "b"] = 9.0
+    assert column.tolist() == whole["a"].tolist() == [1.0, 2.0] and index.tolist() == [3.0, 4.0]
+    whole.iloc[1, 0] = 8.0
+    assert column.tolist() == [1.0, 2.0] and df["a"].tolist() == [9.0, 2.0] and limits.bits == 32
+
+
 @refused
 def part_of_records() -> Any:
     return np.array([(1, "a")], dtype=[("n", "i4"), ("o", object)])["o"]

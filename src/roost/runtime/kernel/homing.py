@@ -18,6 +18,14 @@ _PLAIN = frozenset(
         "sklearn", "statsmodels", "sympy", "torch", "types", "typing", "uuid", "xgboost", "zoneinfo",
     }
 )  # fmt: skip
+_SHARED = frozenset(
+    {
+        ("pandas._libs.internals", "Block"),
+        ("pandas._libs.internals", "BlockValuesRefs"),
+        ("pandas.core.internals.managers", "SingleBlockManager"),
+    }
+)
+"""Kinds with handlers of their own that are plain data all the same."""
 
 
 class AtHome(BaseException):
@@ -34,7 +42,9 @@ def check(kind: type, handled: Collection[int]) -> None:
     if flags_of(kind) & CLASS or kind in (types.FunctionType, types.CellType, Ordered):
         return
     mro = mro_of(kind)
-    if any(id(base) in handled or base.__name__ == "memmap" for base in mro):
+    if any(id(base) in handled or base.__name__ == "memmap" for base in mro) and not any(
+        (module_of(base), base.__name__) in _SHARED for base in mro
+    ):
         raise AtHome(kind)
     if any(base is types.ModuleType for base in mro) or not importable_class(kind):
         return

@@ -18,6 +18,7 @@ from roost.runtime.kernel import (
     data,
     databases,
     files,
+    lossy,
     rebuild,
     values,
     widgets,
@@ -78,6 +79,7 @@ LATE: dict[tuple[str, str], Handler] = {
     **concurrency.LATE,
     **data.LATE,
     **databases.LATE,
+    **lossy.LATE,
     **values.LATE,
     **widgets.LATE,
 }
@@ -86,7 +88,7 @@ LATE: dict[tuple[str, str], Handler] = {
 
 def bases() -> dict[type, Handler]:
     """Every base class with a handler, as far as its module is loaded."""
-    found = dict(BASES)
+    found = {**BASES, **lossy.patsy()}
     for (module, name), handler in LATE.items():
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type):

@@ -1,6 +1,7 @@
 """How objects that belong to the process are stored: loggers' handlers, context variables, tracebacks."""
 
 import contextvars
+import copyreg
 import gc
 import logging
 import re
@@ -159,9 +160,10 @@ _OWN_WAYS = frozenset(
 
 
 def trap(kind: type) -> Callable[[Any, Any], Any] | None:
-    """The handler for instances of a class with attribute traps; None for any other class."""
+    """The handler for instances of a class with attribute traps, or of a library's that cannot be made
+    without arguments and does not say which; None for any other class."""
     if module_of(kind) != "__main__" and not foreign(kind):
-        return None
+        return reduce_trap if _wants_arguments(kind) else None
     asked = False
     for base in mro_of(kind):
         if base is object:
@@ -171,6 +173,23 @@ def trap(kind: type) -> Callable[[Any, Any], Any] | None:
             return None
         asked = asked or any(name in own for name in _ASKED)
     return None
+
+
+def _wants_arguments(kind: type) -> bool:
+    """Whether pickle would make an instance by a ``__new__`` in Python that wants more than the class."""
+    made: Any = None
+    for base in mro_of(kind):
+        own = dict_of(base)
+        if base is object:
+            break
+        if not flags_of(base) & HEAP_TYPE or own.keys() & _OWN_WAYS:
+            return False
+        made = made or own.get("__new__")
+    function = made.__func__ if type(made) is staticmethod else made
+    if type(function) is not types.FunctionType or kind in copyreg.dispatch_table:
+        return False
+    wanted = function.__code__.co_argcount - len(function.__defaults__ or ())
+    return wanted > 1
 
 
 STATE: dict[type, Handler] = {

@@ -308,3 +308,27 @@ def record(base: Any, dtype: Any, offset: int) -> Any:
     """A record that lies in an array."""
     numpy = sys.modules["numpy"]
     return numpy.ndarray.__new__(numpy.ndarray, (), dtype, base, offset)[()]
+
+
+def block(values: Any, placement: Any, dimensions: int, references: Any) -> Any:
+    """A block of a pandas object that shares its memory with others."""
+    made = sys.modules["pandas._libs.internals"]._unpickle_block(values, placement, dimensions)
+    made.refs = references
+    references.add_reference(made)
+    return made
+
+
+def series(kind: Any, made: Any, axis: Any) -> Any:
+    """What holds the one block of a series."""
+    return kind(made, axis)
+
+
+def block_references() -> Any:
+    """Nobody yet shares a block's memory, see ``block`` and ``share_with_indexes``."""
+    return importlib.import_module("pandas._libs.internals").BlockValuesRefs()
+
+
+def share_with_indexes(made: Any, indexes: list[Any]) -> None:
+    """The indexes that have the block's memory."""
+    for index in indexes:
+        made.add_index_reference(index)

@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from roost.runtime.kernel import rebuild
@@ -144,7 +145,7 @@ def fill_finalizer(made: Any, state: tuple[Any, ...]) -> None:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def error_group(cls: Any, message: str, errors: tuple[BaseException, ...]) -> Any:
+def error_group(cls: Any, message: str, errors: Sequence[BaseException]) -> Any:
     """A group of exceptions."""
     return BaseExceptionGroup.__new__(cls, message, errors)
 

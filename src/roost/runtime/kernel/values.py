@@ -197,7 +197,10 @@ def reduce_exception(pickler: Storing, value: BaseException) -> Any:
         value.__traceback__,
     )
     if isinstance(value, BaseExceptionGroup):
-        made: Any = (rebuild_values.error_group, (kind, value.message, value.exceptions))
+        # As it was given: a list is shown as one.
+        listed = len(value.args) == 2 and type(value.args[1]) is list
+        given = list(value.exceptions) if listed else value.exceptions
+        made: Any = (rebuild_values.error_group, (kind, value.message, given))
     else:
         made = (rebuild.exception, (kind, value.args))
     return *made, state, None, None, rebuild_values.set_error
