@@ -94,9 +94,8 @@ def consolidate(
     ``budgets``: of a service, how many of its replicas may move in this round; absent = any number.
     ``last_launch_s``: when a host was last launched here; None = when the youngest of these was.
     """
-    if last_launch_s is None:
-        last_launch_s = max((hosts.facts[row].launched_s for row in hosts.rows()), default=now_s)
-    round_ = _Round(hosts, now_s, worth, dict(budgets or {}), now_s - last_launch_s)
+    calm = calm_s(hosts, now_s) if last_launch_s is None else now_s - last_launch_s
+    round_ = _Round(hosts, now_s, worth, dict(budgets or {}), calm)
     priced: dict[str, tuple[float, float]] = {}
     kept: list[Kept] = []
     used = hosts.used()
@@ -107,14 +106,14 @@ def consolidate(
         if not why:
             if round_.hosts is hosts:  # copied only when there is something to try
                 round_.hosts = hosts.copy()
-            price = round_.price(row)
+            saves_costs = round_.price(row)
             found = round_.empty(row, weights)
             why = found if isinstance(found, str) else ""
         name = hosts.facts[row].id
         if why:
             kept.append(Kept(name, why))
         else:
-            priced[name] = price
+            priced[name] = saves_costs
     return Consolidation(emptied=_net(hosts, round_.hosts, priced), kept=tuple(kept))
 
 
@@ -175,18 +174,9 @@ class _Round:
         return [p for p in self.hosts.on[row].values() if p.id not in self.moved]
 
     def price(self, row: int) -> tuple[float, float]:
-        """USD saved by emptying it now, and what the moves cost.
-
-        Without the moves it stays until the last of its containers ends; with them, until a host must be
-        launched again. Both have lasted so long and are believed to last about as long again.
-        """
-        here, price = self.hosts.on[row].values(), float(self.hosts.price[row])
-        ends_s = max(
-            self.now_s - p.since_s if p.ends_s is None else p.ends_s - self.now_s for p in here
-        )
-        stays_h = min(self.worth.horizon_h, max(0.0, min(ends_s, self.calm_s)) / 3600.0)
-        each = self.worth.move_usd + self.worth.move_hours * price
-        return price * stays_h, each * len(self._new(row))
+        """USD saved by emptying it now, and what the moves cost."""
+        new = len(self._new(row))
+        return price(self.hosts, row, self.now_s, self.calm_s, self.worth, moves=new)
 
     def empty(self, row: int, weights: Weights) -> tuple[Move, ...] | str:
         """Try it, and count what it takes."""
@@ -198,6 +188,25 @@ class _Round:
                 if move.service in self.budgets:
                     self.budgets[move.service] -= 1
         return found
+
+
+def price(
+    hosts: Hosts, row: int, now_s: float, calm_s: float, worth: Worth, *, moves: int
+) -> tuple[float, float]:
+    """USD saved by emptying a host now, and what so many moves cost. ``calm_s``: since the last launch.
+
+    Without the moves it stays until the last of its containers ends; with them, until a host must be
+    launched again. Both have lasted so long and are believed to last about as long again.
+    """
+    here, each_h = hosts.on[row].values(), float(hosts.price[row])
+    ends_s = max(now_s - p.since_s if p.ends_s is None else p.ends_s - now_s for p in here)
+    stays_h = min(worth.horizon_h, max(0.0, min(ends_s, calm_s)) / 3600.0)
+    return each_h * stays_h, (worth.move_usd + worth.move_hours * each_h) * moves
+
+
+def calm_s(hosts: Hosts, now_s: float) -> float:
+    """Seconds since the youngest of these hosts was launched."""
+    return now_s - max((hosts.facts[row].launched_s for row in hosts.rows()), default=now_s)
 
 
 def empty(

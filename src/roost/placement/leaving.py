@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from roost.placement.consolidate import Emptied, Kept, Move, empty
+from roost.placement.consolidate import Emptied, Kept, Move, Worth, calm_s, empty, price
 from roost.placement.hosts import Hosts
 from roost.placement.model import Weights
 from roost.placement.place import DEFAULT
@@ -41,9 +41,16 @@ def release(
     *,
     among: Iterable[str] = (),
     weights: Weights = DEFAULT,
+    now_s: float = 0.0,
+    worth: Worth | None = None,
 ) -> Release:
-    """Up to ``count`` hosts whose containers all fit elsewhere. ``hosts`` is left as it is."""
+    """Up to ``count`` hosts whose containers all fit elsewhere. ``hosts`` is left as it is.
+
+    ``worth``: what a move costs at ``now_s``; a host stays while its moves cost more than they save. None:
+    moves cost nothing, and so they do on hosts without a price.
+    """
     trial = hosts.copy()
+    calm = calm_s(hosts, now_s)
     found: list[Emptied] = []
     kept: list[Kept] = []
     for name in order(trial, among):
@@ -53,6 +60,9 @@ def release(
         if fixed := [p.id for p in trial.on[row].values() if not p.movable]:
             kept.append(Kept(name, f"{fixed[0]} must not be moved"))
             continue
+        if worth is not None and (why := _dear(trial, row, now_s, calm, worth)):
+            kept.append(Kept(name, why))
+            continue
         moves = empty(trial, row, weights, onto_empty=True)
         if isinstance(moves, str):
             kept.append(Kept(name, moves))
@@ -60,6 +70,16 @@ def release(
         trial.set_takes(row, False)
         found.append(Emptied(host=name, moves=moves, reason=_why(trial, row, moves)))
     return Release(hosts=tuple(found), kept=tuple(kept))
+
+
+def _dear(hosts: Hosts, row: int, now_s: float, calm: float, worth: Worth) -> str:
+    """Why emptying it does not pay yet; empty = it does."""
+    if not hosts.on[row]:
+        return ""
+    saves, costs = price(hosts, row, now_s, calm, worth, moves=len(hosts.on[row]))
+    if saves >= worth.margin * costs:
+        return ""
+    return f"to move its {len(hosts.on[row])} containers costs {costs:.4f} USD, it saves {saves:.4f} so far"
 
 
 def _why(hosts: Hosts, row: int, moves: tuple[Move, ...]) -> str:

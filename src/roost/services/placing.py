@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from roost.fleet.groups.model import GroupHost, HostState, Protection
+from roost.placement.consolidate import Worth
 from roost.placement.grow import Kind, grow
 from roost.placement.hosts import Hosts
 from roost.placement.leaving import release
@@ -43,11 +44,19 @@ def assign(
 
 
 def releasable(
-    services: Sequence[Service], replicas: Iterable[Replica], pool: Pool, leaving: Sequence[str]
+    services: Sequence[Service],
+    replicas: Iterable[Replica],
+    pool: Pool,
+    leaving: Sequence[str],
+    *,
+    now_s: float = 0.0,
+    start_s: float = 0.0,
 ) -> tuple[list[str], str]:
     """Which of these hosts can go, and why others cannot.
 
-    What is no longer wanted goes with its host, the rest must fit on hosts that stay.
+    What is no longer wanted goes with its host, the rest must fit on hosts that stay, and moving it must
+    cost less than the host would until one is launched again. ``start_s``: how long a replica takes to
+    start, while both its hosts are paid for.
     """
     hosts = standing(services, replicas, pool)
     for service in services:
@@ -59,7 +68,8 @@ def releasable(
     for name in leaving:
         for placed in [p for p in hosts.on[hosts.row(name)].values() if not p.counts]:
             hosts.take(placed.id)  # drained already
-    found = release(hosts, len(leaving), among=leaving)
+    worth = Worth(move_hours=start_s / 3600.0)
+    found = release(hosts, len(leaving), among=leaving, now_s=now_s, worth=worth)
     gone = {one.host for one in found.hosts}
     why = "; ".join(f"{one.host} stays: {one.reason}" for one in found.kept[:3])
     return [name for name in leaving if name in gone], why

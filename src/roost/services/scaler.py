@@ -227,7 +227,11 @@ class Scaler:
         leaving = [host_id for host_id in release if host_id in movable]
         leaving = leaving[: max(0, len(stay) - hosts)]
         if leaving:
-            leaving, why = placing.releasable(services, replicas, pool, leaving)
+            starts = [self._starts_s(s.id)[1] for s in services]
+            leaving, why = placing.releasable(
+                services, replicas, pool, leaving,
+                now_s=self._clock.now_s(), start_s=max(starts, default=0.0),
+            )  # fmt: skip
             hosts = max(hosts, len(stay) - len(leaving))
             reason = f"{reason}; {why}" if why else reason
         await self._pools.want(pool.id, hosts, reason, leaving)
@@ -246,7 +250,7 @@ class Scaler:
         replicas = self._ledger.of(id_)
         self._note_starts(replicas)
         mean, cv = history.service_time(id_, now_s) or (wish.goal.service_s, 1.0)
-        start_p50_s, start_p95_s = history.starts_s(id_) or (5.0, 20.0)
+        start_p50_s, start_p95_s = self._starts_s(id_)
         late, total = history.lateness(id_, now_s)
         period_s = max(1, round(self._period_s))
         return seen.ServiceState(
@@ -276,6 +280,10 @@ class Scaler:
             metrics=self._metrics(service, replicas, now),
             memory=now.memories.get(id_),
         )
+
+    def _starts_s(self, service_id: str) -> tuple[float, float]:
+        """Median and 95th percentile of the seconds from a host to ready; usual ones before any was seen."""
+        return self.history.starts_s(service_id) or (5.0, 20.0)
 
     def _metrics(
         self, service: Service, replicas: Sequence[Replica], now: _Now

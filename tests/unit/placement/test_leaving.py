@@ -1,5 +1,6 @@
 """Which hosts go first, and which can."""
 
+from roost.placement.consolidate import Worth
 from roost.placement.hosts import Hosts
 from roost.placement.leaving import order, release
 from tests.unit.placement.fleets import ask, facts, fleet
@@ -48,3 +49,27 @@ def test_only_hosts_whose_containers_fit_elsewhere_are_given_back() -> None:
     assert [(m.container, m.target) for m in found.hosts[0].moves] == [("a", "h2")]
     hosts.containers["a"].movable = False
     assert release(hosts, 1, among=["h0"]).kept[0].reason == "a must not be moved"
+
+
+def test_a_host_stays_while_its_moves_cost_more_than_they_save() -> None:
+    hosts = fleet(3, launched_s=1_000.0)
+    for n in range(2):
+        hosts.put(ask(), hosts.row("h1"), f"c{n}", since_s=1_000.0)
+    worth = Worth(move_hours=60 / 3600)
+
+    def after(seconds: float) -> tuple[list[str], list[str]]:
+        found = release(hosts, 2, among=["h1", "h2"], now_s=1_000.0 + seconds, worth=worth)
+        return [one.host for one in found.hosts], [one.reason for one in found.kept]
+
+    assert after(100) == (
+        ["h2"],
+        ["to move its 2 containers costs 0.0333 USD, it saves 0.0278 so far"],
+    )
+    assert after(121) == (["h2", "h1"], [])
+
+
+def test_a_host_without_a_price_costs_nothing_to_empty() -> None:
+    hosts = fleet(2, launched_s=1_000.0, price_usd_hour=0.0)
+    hosts.put(ask(), hosts.row("h1"), "c", since_s=1_000.0)
+    found = release(hosts, 1, among=["h1"], now_s=1_001.0, worth=Worth(move_hours=1.0))
+    assert [one.host for one in found.hosts] == ["h1"]

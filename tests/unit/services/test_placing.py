@@ -181,6 +181,18 @@ def test_a_host_goes_when_what_is_still_wanted_fits_elsewhere() -> None:
     assert "fits nowhere else" in why
 
 
+def test_a_host_is_not_emptied_before_that_pays() -> None:
+    web = service(wanted=3)
+    hosts = pool(host("h1", created_s=1_000.0), host("h2", created_s=1_000.0))
+    mine = replicas(web, "h1", "h1", "h2")
+    kept, why = releasable([web], mine, hosts, ["h2"], now_s=1_010.0, start_s=20.0)
+    assert kept == [] and why.startswith("h2 stays: to move its 1 containers costs")
+    assert releasable([web], mine, hosts, ["h2"], now_s=1_021.0, start_s=20.0) == (["h2"], "")
+    over = service(wanted=2)  # what is on it is not wanted any more: nothing moves
+    gone = replicas(over, "h1", "h1", "h2")
+    assert releasable([over], gone, hosts, ["h2"], now_s=1_010.0, start_s=20.0) == (["h2"], "")
+
+
 def test_a_protected_host_is_never_given_back() -> None:
     web = service(wanted=0)
     hosts = pool(host("h1", protection=Protection.DISRUPTION))
