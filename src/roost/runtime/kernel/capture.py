@@ -139,7 +139,7 @@ class Collector:
         self._singletons = Singletons()
         self._hidden = dict(shell.user_ns_hidden)
         self._history: dict[str, bool] = {}
-        self._groups: list[tuple[str, ...]] = []
+        self._groups: dict[tuple[str, ...], None] = {}
         self._mates: dict[str, tuple[str, ...]] = {}
         """Every stored name with all names of its group."""
         self._ids: dict[str, int] = {}
@@ -174,8 +174,10 @@ class Collector:
 
     def stored(self, groups: Iterable[tuple[str, ...]]) -> None:
         """These groups are stored, or on their way: what has not changed need not be pickled again."""
-        self._groups = list(groups)
-        self._mates = {name: names for names in self._groups for name in names}
+        groups = dict.fromkeys(groups)
+        if groups.keys() != self._groups.keys():
+            self._groups = groups
+            self._mates = {name: names for names in groups for name in names}
 
     def unseen(self) -> None:
         """What the last look found is not stored: names bound anew before it are so still."""
