@@ -39,11 +39,11 @@ def test_the_hazard_gives_its_probability_back(p: float, hours: float) -> None:
     assert 1.0 - exp(-hazard_hour(p, hours) * hours) == pytest.approx(p, abs=1e-9)
 
 
-def test_stay_unless_the_saving_is_more_than_the_move() -> None:
+def test_stay_unless_the_saving_is_clearly_more_than_the_move() -> None:
     move = move_usd(10.0, 2.0, 150.0, 30.0, 0.3)
     assert move == pytest.approx((20.0 + 54.0) / 3600.0)
-    assert not pays_to_move(0.40, 0.39, 1.0, move)
-    assert pays_to_move(0.40, 0.37, 1.0, move)
+    assert not pays_to_move(0.40, 0.37, 1.0, move)  # more than it costs, but a forecast may err
+    assert pays_to_move(0.40, 0.35, 1.0, move)
     assert pays_to_move(0.40, 0.39, 24.0, move)
 
 

@@ -104,10 +104,6 @@ class RoostService:
     PLACE, RISK_AT = 1, 0
     """Numbers of the horizons: 1 h for rates, 10 min for the risk that spares are kept for."""
 
-    MARGIN = 3.0
-    """A planned move must save this many times its cost: of a high risk, some is only the forecast's
-    error."""
-
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         missing_s = max(0.0, timing.launch_s - timing.notice_s)
@@ -187,7 +183,6 @@ class RoostService:
         _, replica, place = found
         move = decision.move_usd(0.0, 0.0, timing.launch_s, 0.0, seen.price[place])
         horizon_h = HORIZONS_H[self.PLACE]
-        move *= self.MARGIN
         if decision.pays_to_move(rates[replica.place], rates[place], horizon_h, move):
             replica.leaving = True
             plan.launch.append(place)
