@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from roost.runtime.kernel.calm import calm
-from roost.runtime.kernel.capture import Fresh, Snapshot
 from roost.runtime.kernel.cells import tree_of
 from roost.runtime.kernel.chunks import Reader
 from roost.runtime.kernel.forks import Forker
 from roost.runtime.kernel.pages import PAGE, Pages, Unwatched, address_of, pages
 from roost.runtime.kernel.pickling import Dump
 from roost.runtime.kernel.recorder import Facts, Learned, Overtaken, Recorder, Seal, Written
+from roost.runtime.kernel.snapshot import Fresh, Snapshot
 from roost.runtime.kernel.watched import Copy
 
 FACTS = Facts("s", "/", (), frozenset())

@@ -20,15 +20,13 @@ from roost.runtime.kernel.homing import AtHome, at_home
 from roost.runtime.kernel.kinds import Handler, Refusal, advice_for
 from roost.runtime.kernel.naming import HOMES, Singletons, globals_of, is_module, real_module
 from roost.runtime.kernel.orders import with_orders
-from roost.runtime.kernel.pickling import Dump, Surroundings, dump
+from roost.runtime.kernel.pickling import Surroundings, dump
 from roost.runtime.kernel.quiet import quiet
 from roost.runtime.kernel.reach import Reach, Walker, group, is_atom
-from roost.runtime.kernel.watched import Watched
+from roost.runtime.kernel.snapshot import Fresh, Snapshot
 
 SMALL_ATOM_BYTES = 1024
 """Numbers and strings up to this size share one pickle."""
-INLINE_BYTES = 4 << 20
-"""Buffers up to this size together are copied at once, so that the next cell never waits for them."""
 BATCH_S = 0.005
 """Small groups are pickled together for so long before the main thread may do something else."""
 UNDERSCORES = ("_", "__", "___")
@@ -44,60 +42,6 @@ Made = TypeVar("Made")
 
 class Dear(Exception):
     """The look takes longer than it may; nothing was noted."""
-
-
-@dataclass(slots=True)
-class Fresh:
-    """A group as pickled just now."""
-
-    names: tuple[str, ...]
-    dump: Dump
-    notes: tuple[Entry, ...]
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """All that a manifest needs, the buffers still the user's own memory."""
-
-    fresh: list[Fresh] = field(default_factory=list)
-    kept: list[tuple[str, ...]] = field(default_factory=list)
-    """Groups that stay as they were stored last, by their names."""
-    modules: dict[str, str] = field(default_factory=dict)
-    namespaces: tuple[str, ...] = ()
-    rebuilds: list[Rebuild] = field(default_factory=list)
-    refused: list[Entry] = field(default_factory=list)
-    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Refused variable -> all names of its group."""
-    state: dict[str, bytes] = field(default_factory=dict)
-    imports: tuple[str, ...] = ()
-    log: list[bytes] = field(default_factory=list)
-    execution_count: int = 1
-    home: set[str] = field(default_factory=set)
-    """In a forked child: names that only their own process can store."""
-
-    looked: bool = False
-    """The system was asked what was written to the watched memory in it."""
-
-    @property
-    def groups(self) -> list[tuple[str, ...]]:
-        """Names of every group in it."""
-        return [*(one.names for one in self.fresh), *self.kept]
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is pickles and nothing else: no memory of the user is read for it."""
-        return not any(one.dump.buffers for one in self.fresh)
-
-    def own_memory(self, limit: int, watched: Watched) -> bool:
-        """Copy buffers up to ``limit`` bytes, of watched ones what may have changed; whether no memory of
-        the user is needed any more."""
-        dumps = [one.dump for one in self.fresh]
-        if sum(watched.unread(view) for dump_ in dumps for view in dump_.buffers) > limit:
-            return False
-        for dump_ in dumps:
-            dump_.buffers = [watched.own(view) for view in dump_.buffers]
-            dump_.alive = []
-        return True
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from roost.runtime.kernel import asking, process, rebuild, tasks
-from roost.runtime.kernel.capture import Collector, Dear, Snapshot, drained
+from roost.runtime.kernel.capture import Collector, Dear, drained
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.children import QUICK_S, Children
 from roost.runtime.kernel.format import FINISHED_LIMIT, Entry
@@ -24,6 +24,7 @@ from roost.runtime.kernel.pace import RETRY_S, Pace
 from roost.runtime.kernel.proving import Unproven
 from roost.runtime.kernel.recorder import Facts, NotStored, Overtaken, Recorder, Written
 from roost.runtime.kernel.restore import CannotRestore
+from roost.runtime.kernel.snapshot import Snapshot
 
 SLICE_S = 0.02
 """The main thread looks after other things at least this often during a capture in the background."""
@@ -340,7 +341,7 @@ class Captures:
             job.snapshot = snapshot
             if self._forked(job):
                 return
-        if lags and snapshot.plain:
+        if lags and snapshot.light:
             self._lagging.append(job)
             self.collector.stored(snapshot.groups)
         else:

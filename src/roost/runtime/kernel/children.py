@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from roost.runtime.kernel.capture import Collector, Snapshot
+from roost.runtime.kernel.capture import Collector
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.forks import LEAST_S, ChildFailed, Forker
 from roost.runtime.kernel.jobs import Bytes, Elsewhere, Job, store, wait_for
 from roost.runtime.kernel.recorder import Facts, Recorder
+from roost.runtime.kernel.snapshot import Snapshot
 
 QUICK_S = 0.01
 """A look that takes longer is left to a child, where that is safe."""

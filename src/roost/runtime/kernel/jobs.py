@@ -8,13 +8,14 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from roost.runtime.kernel.capture import Collector, Snapshot, drained
+from roost.runtime.kernel.capture import Collector, drained
 from roost.runtime.kernel.capture import Learned as CollectorLearned
 from roost.runtime.kernel.cells import Cell
 from roost.runtime.kernel.forks import Child
 from roost.runtime.kernel.format import REFUSED
 from roost.runtime.kernel.recorder import Facts, Recorder, Seal, Written
 from roost.runtime.kernel.recorder import Learned as RecorderLearned
+from roost.runtime.kernel.snapshot import Snapshot
 
 Fields = dict[str, Any]
 LAG_S = 0.01

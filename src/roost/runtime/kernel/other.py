@@ -28,13 +28,13 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_client.session import DELIM
 
-from roost.runtime.kernel.capture import Snapshot
 from roost.runtime.kernel.door import Door
 from roost.runtime.kernel.format import FINISHED_LIMIT, REFUSED, Entry, read
 from roost.runtime.kernel.jobs import Fields, answer
 from roost.runtime.kernel.recorder import Facts, Recorder, Seal, Written
 from roost.runtime.kernel.restore import CannotRestore
 from roost.runtime.kernel.server import Become
+from roost.runtime.kernel.snapshot import Snapshot
 
 CHANNELS = {"shell": (1, zmq.DEALER), "stdin": (3, zmq.DEALER), "control": (4, zmq.DEALER)}
 """Of a connection file: the keeper's number of the port, and the kind of our socket to the kernel."""

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from roost.runtime.kernel.capture import INLINE_BYTES, Fresh, Snapshot
 from roost.runtime.kernel.chunks import KEEP_MANIFESTS, Reader, Writer, digest_of
 from roost.runtime.kernel.crew import crew
 from roost.runtime.kernel.format import (
@@ -30,6 +29,7 @@ from roost.runtime.kernel.format import (
     manifest_path,
 )
 from roost.runtime.kernel.pages import pages
+from roost.runtime.kernel.snapshot import INLINE_BYTES, Fresh, Snapshot
 from roost.runtime.kernel.watched import BLOCK_BYTES, Copy, Part, Sight, Watched
 
 PACK_BYTES = 256 << 10

@@ -25,12 +25,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import capture, pickling, rebuild
+from roost.runtime.kernel import pickling, rebuild
 from roost.runtime.kernel.chunks import Reader
 from roost.runtime.kernel.format import Manifest, manifest_numbers, manifest_path
 from roost.runtime.kernel.naming import CLASS, Singletons, flags_of, globals_of
 from roost.runtime.kernel.recorder import Facts, Recorder, Seal
 from roost.runtime.kernel.restore import CannotRestore, checked
+from roost.runtime.kernel.snapshot import Fresh, Snapshot
 
 WHERE = "ROOST_CHECKPOINTS"
 KEEP = 2
@@ -87,9 +88,9 @@ def checkpoint(state: Mapping[str, Any] | None = None, /, **named: Any) -> int:
     directory = _directory()
     with _lock:
         around = _around()
-        snapshot = capture.Snapshot()
+        snapshot = Snapshot()
         names = tuple(variables)
-        snapshot.fresh.append(capture.Fresh(names, _stored(variables, around), ()))
+        snapshot.fresh.append(Fresh(names, _stored(variables, around), ()))
         snapshot.state[_RANDOM] = pickle.dumps(_random_states(), protocol=5)
         facts = Facts("", str(Path.cwd()), (), frozenset())
         recorder = _recorders.get(directory)
