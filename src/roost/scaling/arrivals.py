@@ -72,13 +72,18 @@ def dispersion(recent: Floats, step_s: float, before: float | None) -> float:
     return min(DISPERSION_MOST, max(DISPERSION_LEAST, 1.0 if value is None else value))
 
 
+def spans(step_s: float) -> tuple[int, int]:
+    """Steps in (the last minute, the last 10-15 s)."""
+    return max(1, round(60.0 / step_s)), max(1, round(15.0 / step_s - 0.01))
+
+
 def rate_now(recent: Floats, step_s: float, spread: float) -> tuple[float, float] | None:
     """(the rate to stand now, that of the last minute), per second; None while the newest is missing.
 
     The last 10-15 s count alone where they are clearly above the last minute; far above it is a jump,
     which is expected to go on for as long again.
     """
-    long_n, short_n = max(1, round(60.0 / step_s)), max(1, round(15.0 / step_s - 0.01))
+    long_n, short_n = spans(step_s)
     last = np.asarray(recent[-long_n:], float)
     if len(last) == 0 or np.isnan(last[-short_n:]).any():
         return None

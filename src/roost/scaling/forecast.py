@@ -23,6 +23,8 @@ _FLOOR = 0.05
 """Part of the daily mean added to both sides of a growth ratio: near zero a ratio says nothing."""
 _LIKE = 0.4
 """How much the logarithm of a peak may differ between like moments (one standard deviation)."""
+_SAME_HOUR = 9.0
+"""How much a moment of the same hour of the day weighs beyond one that is only like the present."""
 _UNLIKE = 0.03
 """What a moment that is not like the present still weighs: likeness is not proof."""
 
@@ -32,8 +34,8 @@ def _lags() -> tuple[Ints, Floats, Ints, tuple[slice, slice, slice]]:
     """(minutes ago, weight, hours ago, which belong to whom) of the samples of all samplers.
 
     ``hours``: the same minute ± 1 of the last 72 hours. ``days``: the same minute ± 2 of 14 days, of the
-    last 36 hours, and the last two hours. ``alike``: the same minute ± 1 of every hour of 14 days, as far
-    as it is like the present.
+    last 36 hours, and the last two hours. ``alike``: the same minute of every hour of 14 days, as far as it
+    is like the present, the same hour of the day before all: what begins on the minute is not blurred.
     """
     hour, shift = np.meshgrid(np.arange(1, 73), (-1, 0, 1), indexing="ij")
     hours = (hour * 60 + shift).ravel(), (0.985**hour).ravel()
@@ -50,12 +52,12 @@ def _lags() -> tuple[Ints, Floats, Ints, tuple[slice, slice, slice]]:
             ]
         ),
     )
-    past, shift = np.meshgrid(np.arange(1, _DAYS * 24), (-1, 0, 1), indexing="ij")
-    alike = (past * 60 + shift).ravel(), (0.998**past).ravel()
+    past = np.arange(1, _DAYS * 24)
+    alike = past * 60, 0.998**past * np.where(past % 24 == 0, 1.0 + _SAME_HOUR, 1.0)
     lags = np.concatenate([hours[0], days[0], alike[0]]).astype(np.int64)
     weight = np.concatenate([hours[1], days[1], alike[1]])
     one, two = len(hours[0]), len(hours[0]) + len(days[0])
-    return lags, weight, past.ravel(), (slice(0, one), slice(one, two), slice(two, len(lags)))
+    return lags, weight, past, (slice(0, one), slice(one, two), slice(two, len(lags)))
 
 
 _MARKS = {

@@ -15,6 +15,8 @@ class Share:
 
     needed: int
     """What the objective asks for."""
+    lasting: int
+    """Of these, what hosts are launched for: the rest will have passed before they come."""
     before: int
     """What the last plan gave."""
     most: int
@@ -35,22 +37,17 @@ def filled(shares: Mapping[str, Share], slots: int) -> dict[str, int]:
     """Replicas per service when spare slots are filled, with the fewest changes.
 
     What a service has stays, as long as others do not need it: a replica started to fill a slot is not
-    stopped for another filling one. Over ``slots`` nothing is filled.
+    stopped for another filling one. Over ``slots`` nothing is filled, and what passes soon has to do with
+    the slots there are.
     """
     given = {k: max(s.needed, min(s.before, s.most)) for k, s in shares.items()}
+    _take(given, {k: s.needed for k, s in shares.items()}, slots)
+    _take(given, {k: s.lasting for k, s in shares.items()}, slots)
     free = slots - sum(given.values())
 
     def share(name: str, count: int) -> float:
         return count / max(0.25, shares[name].needed)
 
-    rich = [(-share(k, n), k) for k, n in given.items() if n > shares[k].needed] if free < 0 else []
-    heapify(rich)
-    while free < 0 and rich:
-        name = heappop(rich)[1]
-        given[name] -= 1
-        free += 1
-        if given[name] > shares[name].needed:
-            heappush(rich, (-share(name, given[name]), name))
     poor = [(share(k, n), k) for k, n in given.items() if n < shares[k].most] if free > 0 else []
     heapify(poor)
     while free > 0 and poor:
@@ -60,3 +57,20 @@ def filled(shares: Mapping[str, Share], slots: int) -> dict[str, int]:
         if given[name] < shares[name].most:
             heappush(poor, (share(name, given[name]), name))
     return given
+
+
+def _take(given: dict[str, int], least: Mapping[str, int], slots: int) -> None:
+    """Take what is over ``slots`` from those that have most for their ``least``, and leave them that."""
+    over = sum(given.values()) - slots
+
+    def share(name: str) -> float:
+        return -given[name] / max(0.25, least[name])
+
+    rich = [(share(k), k) for k, n in given.items() if n > least[k]] if over > 0 else []
+    heapify(rich)
+    while over > 0 and rich:
+        name = heappop(rich)[1]
+        given[name] -= 1
+        over -= 1
+        if given[name] > least[name]:
+            heappush(rich, (share(name), name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roost.scaling import forecast, idle, risk
+from roost.scaling import forecast, idle, risk, surges
 from roost.scaling.arrivals import Floats, Minutes, bin_minutes, dispersion
 from roost.scaling.memory import Memory
 
@@ -19,11 +19,13 @@ MEASURED = 50
 SAMPLES = 2000
 TESTS = 190
 """Past moments the samplers are tried at: two days, one each quarter of an hour."""
-SPACING = 15
-"""Minutes between two of them."""
+SPACING = 17
+"""Minutes between two of them: they fall on every part of an hour."""
 _DISCOUNT = 1.0 - 1.0 / TESTS
 COLD = 0.75
 """Of the late share an objective allows, what starts from zero may use."""
+_FADE = 1.0 - 1.0 / 2880
+"""Of what was seen of jumps, what still counts a minute later: they are remembered for two days."""
 _UNHEARD = 10.0
 """Loss of a sampler that had nothing to say."""
 
@@ -73,6 +75,7 @@ def refresh(m: Memory, use: Usage, tests: int) -> Forecast | None:
     if use.sleeps and (not m.idle_s or use.end_s >= m.idle_until_s):
         m.idle_s = idle.limits_s(y, m.service_s, use.start_s, COLD * use.late_share)
         m.idle_until_s = use.end_s + 3600.0
+    _surges(m, use, y)
     m.minute_s = use.end_s
     width = bin_minutes(y.day_mean)
     horizons = (max(1, math.ceil(use.ahead_s / 60.0)), max(1, math.ceil(use.hold_s / 60.0)))
@@ -103,6 +106,21 @@ def _measure(m: Memory, use: Usage) -> None:
     m.dispersion = dispersion(use.recent, use.recent_s, m.dispersion if m.minute_s else None)
 
 
+def _surges(m: Memory, use: Usage, y: Minutes) -> None:
+    """What of a surge lasts: of whole minutes from history, of seconds from what was seen since."""
+    m.level = y.mean(max(0, y.size - surges.LEVEL), y.size) / 60.0
+    if use.end_s >= m.lasting_until_s:
+        m.lasting = surges.lasting(y, round(use.start_s / 60.0))
+        m.lasting_until_s = use.end_s + 3600.0
+    # Each moment once: those of the new minute, at first all there are.
+    last = round((use.end_s - m.minute_s) / use.recent_s) if m.jumps_seen else len(use.recent)
+    seen, kept = surges.jumps(use.recent, use.recent_s, m.dispersion, y.day_mean, max(1, last))
+    if m.jumps_seen:
+        seen, kept = seen + _FADE * np.array(m.jumps_seen), kept + _FADE * np.array(m.jumps_kept)
+    m.jumps_seen, m.jumps_kept = tuple(seen.tolist()), tuple(kept.tolist())
+    m.jumping = surges.parts(seen, kept)
+
+
 def _judge(m: Memory, use: Usage) -> None:
     """Correct the risk by the minutes that can be judged by now."""
     until_s = use.end_s - math.ceil((use.bound_s + 60.0) / 60.0) * 60.0
@@ -113,7 +131,7 @@ def _judge(m: Memory, use: Usage) -> None:
         late, total = use.late[first:last], use.total[first:last]
         # What starts from zero uses its own part of the objective.
         target = use.late_share * (risk.TARGET_AWAKE if use.sleeps else risk.TARGET)
-        m.z = risk.corrected(m.z, late, total, m.day_mean, target)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, target, use.end_s - m.born_s)
     m.judged_s = max(m.judged_s, until_s)
 
 

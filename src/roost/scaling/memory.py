@@ -46,6 +46,18 @@ class Memory(msgspec.Struct, kw_only=True, array_like=True, omit_defaults=False)
     """When ``asked`` was forecast …"""
     asked: bytes = b""
     """… float32 [horizon, sampler, level], to be compared with what came."""
+    level: float = 0.0
+    """Rate per second of the last minutes, from which surges rise."""
+    lasting: tuple[float, ...] = ()
+    """Per size of a surge: the part of it a new host will see (``surges``) …"""
+    lasting_until_s: float = 0.0
+    """… and when to learn it anew."""
+    jumping: tuple[float, ...] = ()
+    """Per size of a jump of a few seconds: the part of it the next minute has …"""
+    jumps_seen: tuple[float, ...] = ()
+    """… from what was seen of jumps …"""
+    jumps_kept: tuple[float, ...] = ()
+    """… and of the minutes after them."""
     idle_s: tuple[float, ...] = ()
     """Idle time before sleep, per class of the hour before."""
     idle_until_s: float = 0.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roost.scaling import idle, learn, memory, schedule, tracking
-from roost.scaling.arrivals import DAY, rate_now
+from roost.scaling import idle, learn, memory, schedule, surges, tracking
+from roost.scaling.arrivals import DAY, rate_now, spans
 from roost.scaling.memory import Memory
 from roost.scaling.policies import Predictive, Scheduled, Step, TargetTracking
 from roost.services.observation import GroupState, Observation, ServiceState
@@ -24,11 +24,23 @@ _DRAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Requests per second."""
+
+    now: float
+    """To stand now."""
+    lasting: float
+    """What of it a host that is launched now will see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """Replicas to have soon, to hold on to, and at most, with the memory to keep."""
 
     memory: Memory
     up: int
+    lasting: int
+    """Of ``up``: what will still be needed when a new host could be there."""
     hold: int
     most: int
     """With spare slots filled."""
@@ -87,8 +99,8 @@ def usage(s: ServiceState, group: GroupState, o: Observation) -> learn.Usage:
     )
 
 
-def present(s: ServiceState, m: Memory) -> float | None:
-    """The rate to stand now (per second); None while the newest reports are missing."""
+def present(s: ServiceState, m: Memory) -> Rate | None:
+    """The rate to stand now, and what of it lasts; None while the newest reports are missing."""
     found = rate_now(s.recent, s.recent_s, m.dispersion)
     if found is None:
         return None
@@ -96,27 +108,41 @@ def present(s: ServiceState, m: Memory) -> float | None:
     if m.service_s > SLOW_S:
         count = max(1, round(4.0 * m.service_s / s.recent_s))
         arrived = float(np.nansum(s.recent[-count:])) / (count * s.recent_s)
-        return max(0.8 * (s.in_flight + s.queued) / m.service_s, arrived)
-    return min(rate, max(m.highest, minute)) if m.highest > 0 else rate
+        rate = max(0.8 * (s.in_flight + s.queued) / m.service_s, arrived)
+        return Rate(now=rate, lasting=_lasting(m, rate))
+    if m.highest > 0:
+        rate = min(rate, max(m.highest, minute))
+    few = spans(s.recent_s)[1]
+    short = float(s.recent[-few:].sum()) / (few * s.recent_s)
+    share = surges.part(short, minute, m.day_mean / 60.0, m.jumping)
+    return Rate(now=rate, lasting=_lasting(m, surges.left(rate, minute, share)))
 
 
-def of(s: ServiceState, m: Memory, rate: float | None, now: int, o: Observation) -> Need:
-    """Everything that asks for replicas of ``s``; ``now`` = replicas for the present rate."""
+def _lasting(m: Memory, rate: float) -> float:
+    return surges.left(rate, m.level, surges.part(rate, m.level, m.day_mean / 60.0, m.lasting))
+
+
+def of(
+    s: ServiceState, m: Memory, rate: Rate | None, counts: tuple[int, int], o: Observation
+) -> Need:
+    """Everything that asks for replicas of ``s``; ``counts`` = for the present rate, and what of it lasts."""
     low, high, asked, warnings = _limits(s, o)
     if s.person_desired is not None:
         count = max(low, min(high, s.person_desired))
         reason = f"{count}: a person's number" + ("" if count == s.person_desired else ", limited")
         return Need(
-            memory=m, up=count, hold=count, most=count, reason=reason, blind=False,
-            warnings=tuple(warnings),
+            memory=m, up=count, lasting=count, hold=count, most=count, reason=reason,
+            blind=False, warnings=tuple(warnings),
         )  # fmt: skip
     names = [(count, name) for count, name in _reactive(s, m, o, warnings)]
     blind = False
     predicts = not s.policies or any(isinstance(p, Predictive) and p.scale for p in s.policies)
     hold = 0
+    lasting = max((count for count, _ in names), default=0)
     if predicts:
         blind = rate is None or o.now_s - m.minute_s > 180.0 + 60.0
-        count, hold, why = _predicted(s, m, rate, now, o, low)
+        count, stays, hold, why = _predicted(s, m, rate, counts, o, low)
+        lasting = max(lasting, stays)
         names.append((count, why))
     elif not names:
         blind = True
@@ -130,10 +156,12 @@ def of(s: ServiceState, m: Memory, rate: float | None, now: int, o: Observation)
     up = min(high, count)
     if up < count:
         why += f", limited to its maximum {high}"
-    hold = min(high, max(up, hold))
+    lasting = up if blind or not predicts else min(up, max(lasting, low))
+    hold = min(high, max(lasting, hold))
     return Need(
         memory=m,
         up=up,
+        lasting=lasting,
         hold=hold,
         most=high if up > 0 and predicts else up,
         reason=f"{up}: {why}",
@@ -162,24 +190,46 @@ def _limits(s: ServiceState, o: Observation) -> tuple[int, int, str, list[str]]:
 
 
 def _predicted(
-    s: ServiceState, m: Memory, rate: float | None, now: int, o: Observation, low: int
-) -> tuple[int, int, str]:
-    """(up, hold, why) from the forecast and the present."""
-    if s.queued > now:
-        now += math.ceil((s.queued - now) * m.service_s / _DRAIN_S / max(1, s.concurrency))
-    up = max(m.up, now)
+    s: ServiceState,
+    m: Memory,
+    rate: Rate | None,
+    counts: tuple[int, int],
+    o: Observation,
+    low: int,
+) -> tuple[int, int, int, str]:
+    """(up, what of it lasts, hold, why) from the forecast and the present."""
+    now, later = _behind(s, m, rate, counts)
+    up, lasting = max(m.up, now), max(m.up, later)
     present = (
-        "its present load is not known" if rate is None else f"{now} for the present {rate:.3g}/s"
+        "its present load is not known"
+        if rate is None
+        else f"{now} for the present {rate.now:.3g}/s"
     )
     why = f"{m.up} by forecast, {present}"
     if low == 0:
         up, sleep = _awake(s, m, up)
+        lasting = max(lasting, min(up, 1))
         if sleep:
             m.top = 0
-            return 0, 0, "asleep: no request for its idle time"
-    if now >= m.top or o.now_s >= m.top_until_s:
-        m.top, m.top_until_s = now, o.now_s + KEEP_S
-    return up, max(m.hold, m.top), f"{why} (z {m.z:.2f})"
+            return 0, 0, 0, "asleep: no request for its idle time"
+    if later >= m.top or o.now_s >= m.top_until_s:
+        m.top, m.top_until_s = later, o.now_s + KEEP_S
+    return up, lasting, max(m.hold, m.top), f"{why} (z {m.z:.2f})"
+
+
+def _behind(
+    s: ServiceState, m: Memory, rate: Rate | None, counts: tuple[int, int]
+) -> tuple[int, int]:
+    """``counts`` with what a backlog asks for; to new hosts only what the replicas there cannot work off."""
+    now, later = counts
+    wide = max(1, s.concurrency)
+    if s.queued > now:
+        now += math.ceil((s.queued - now) * m.service_s / _DRAIN_S / wide)
+    spare = s.ready * wide / m.service_s - (0.0 if rate is None else rate.now)
+    left = s.queued - max(0.0, spare) * _DRAIN_S
+    if left > 0:
+        later = min(now, later + math.ceil(left * m.service_s / _DRAIN_S / wide))
+    return now, max(later, counts[1])
 
 
 def _awake(s: ServiceState, m: Memory, up: int) -> tuple[int, bool]:

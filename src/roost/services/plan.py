@@ -13,7 +13,7 @@ from roost.scaling.arrivals import Floats
 from roost.scaling.memory import Memory
 from roost.scaling.queueing import Loads, cheapest
 from roost.services import need
-from roost.services.need import Need
+from roost.services.need import Need, Rate
 from roost.services.observation import (
     GroupPlan,
     GroupState,
@@ -38,10 +38,12 @@ def decide(observation: Observation) -> Plan:
     memories = [need.recall(s, observation) for s in services]
     _refresh(observation, groups, memories)
     rates = [need.present(s, m) for s, m in zip(services, memories, strict=True)]
-    now = _now(services, memories, rates)
+    now = _now(services, memories, [None if rate is None else rate.now for rate in rates])
     needs = {
-        s.id: need.of(s, m, rate, count, observation)
-        for s, m, rate, count in zip(services, memories, rates, now, strict=True)
+        s.id: need.of(s, m, rate, counts, observation)
+        for s, m, rate, counts in zip(
+            services, memories, rates, _later(services, memories, rates, now), strict=True
+        )
     }
     plans: dict[str, ServicePlan] = {}
     group_plans: dict[str, GroupPlan] = {}
@@ -112,6 +114,25 @@ def _now(
     return found
 
 
+def _later(
+    services: Sequence[ServiceState],
+    memories: Sequence[Memory],
+    rates: Sequence[Rate | None],
+    now: Sequence[int],
+) -> list[tuple[int, int]]:
+    """(replicas for the present rate, for what of it will last) of each service."""
+    found = [(count, count) for count in now]
+    passing = [at for at, rate in enumerate(rates) if rate is not None and rate.lasting < rate.now]
+    counts = _now(
+        [services[at] for at in passing],
+        [memories[at] for at in passing],
+        [rate.lasting for rate in rates if rate is not None and rate.lasting < rate.now],
+    )
+    for at, count in zip(passing, counts, strict=True):
+        found[at] = (now[at], count)
+    return found
+
+
 def _loads(services: Sequence[ServiceState], memories: Sequence[Memory]) -> Loads:
     def column(values: list[float]) -> Floats:
         return np.array(values, float)
@@ -132,7 +153,7 @@ def _group(
     plans: dict[str, ServicePlan],
 ) -> GroupPlan:
     have = [h for h in group.hosts if h.phase in (HostPhase.READY, HostPhase.BOOTING)]
-    up = sum(needs[s.id].up for s in services)
+    up = sum(needs[s.id].lasting for s in services)
     hold = sum(needs[s.id].hold for s in services)
     slots = max(1, group.slots)
     blind = [s.id for s in services if needs[s.id].blind]
@@ -144,7 +165,10 @@ def _group(
     want = hosts.wanted(len(have), up, hold, slots, least, most)
     shares = {
         s.id: hosts.Share(
-            needed=needs[s.id].up, before=needs[s.id].memory.replicas, most=needs[s.id].most
+            needed=needs[s.id].up,
+            lasting=needs[s.id].lasting,
+            before=needs[s.id].memory.replicas,
+            most=needs[s.id].most,
         )
         for s in services
     }
@@ -191,13 +215,15 @@ def _why(group: GroupState, have: int, want: int, up: int, hold: int, blind: Seq
 
 def _service(s: ServiceState, what: Need, replicas: int, more: tuple[str, ...]) -> ServicePlan:
     m = what.memory
-    m.needed, m.replicas = what.up, replicas
+    m.needed, m.replicas = min(what.up, replicas), replicas
     reason = what.reason
     if replicas > what.up:
         reason += f"; {replicas - what.up} more fill slots that are paid for"
+    if replicas < what.up:
+        reason += f"; {replicas} have slots, the surge will pass before a host comes"
     return ServicePlan(
         replicas=replicas,
-        needed=what.up,
+        needed=m.needed,
         reason=reason,
         memory=memory.dump(m),
         warnings=what.warnings + more,

@@ -39,6 +39,21 @@ def test_alike_tells_the_hours_with_from_those_without() -> None:
         assert found is not None
         middle = found[0, alike, 2]
         assert least < middle < most, hour
+    early = forecast.quantiles(Minutes(y[: 13 * DAY + 25]), 13 * DAY + 25, (4,), 1)
+    assert early is not None
+    assert early[0, alike].max() < 150.0, "what begins on the minute is not expected before"
+
+
+def test_the_same_hour_of_other_days_counts_most() -> None:
+    """One burst a day at 09:30: expected then, although of all hours hardly one has any."""
+    minute = np.arange(14 * DAY)
+    y = np.where((minute % DAY >= 570) & (minute % DAY < 576), 400.0, 100.0)
+    alike = forecast.SAMPLERS.index("alike")
+    for hour, least, most in ((9, 350.0, 500.0), (15, 50.0, 150.0)):
+        end = 13 * DAY + hour * 60 + 28
+        found = forecast.quantiles(Minutes(y[:end]), end, (4,), 1)
+        assert found is not None
+        assert least < found[0, alike, 3] < most, hour
 
 
 def test_nothing_is_said_of_an_unknown_level() -> None:

@@ -99,8 +99,11 @@ def test_hosts_between_the_horizons_stay() -> None:
 shares = st.dictionaries(
     st.sampled_from("abcdef"),
     st.builds(
-        lambda n, before, more: hosts.Share(needed=n, before=before, most=n + more),
+        lambda n, passing, before, more: hosts.Share(
+            needed=n, lasting=max(0, n - passing), before=before, most=n + more
+        ),
         st.integers(0, 20),
+        st.integers(0, 5),
         st.integers(0, 40),
         st.integers(0, 30),
     ),
@@ -111,24 +114,34 @@ shares = st.dictionaries(
 @given(asked=shares, slots=st.integers(0, 120))
 def test_filling_keeps_needs_and_limits(asked: dict[str, hosts.Share], slots: int) -> None:
     given_ = hosts.filled(asked, slots)
-    assert all(asked[k].needed <= n <= asked[k].most for k, n in given_.items())
-    needed = sum(s.needed for s in asked.values())
-    assert sum(given_.values()) <= max(slots, needed)
+    assert all(asked[k].lasting <= n <= asked[k].most for k, n in given_.items())
+    if sum(s.needed for s in asked.values()) <= slots:
+        assert all(asked[k].needed <= n for k, n in given_.items())
+    assert sum(given_.values()) <= max(slots, sum(s.lasting for s in asked.values()))
 
 
 def test_filling_does_not_move_what_fills() -> None:
-    a = hosts.Share(needed=3, before=6, most=99)
-    b = hosts.Share(needed=4, before=4, most=99)
+    a = hosts.Share(needed=3, lasting=3, before=6, most=99)
+    b = hosts.Share(needed=4, lasting=4, before=4, most=99)
     assert hosts.filled({"a": a, "b": b}, 10) == {"a": 6, "b": 4}
-    pressed = hosts.Share(needed=5, before=4, most=99)
+    pressed = hosts.Share(needed=5, lasting=5, before=4, most=99)
     assert hosts.filled({"a": a, "b": pressed}, 10) == {"a": 5, "b": 5}
+
+
+def test_what_passes_soon_has_to_do_with_the_slots_there_are() -> None:
+    calm = hosts.Share(needed=3, lasting=3, before=6, most=99)
+    surging = hosts.Share(needed=9, lasting=5, before=5, most=99)
+    assert hosts.filled({"a": calm, "b": surging}, 10) == {"a": 3, "b": 7}
+    assert hosts.filled({"a": calm, "b": surging}, 6) == {"a": 3, "b": 5}
 
 
 def test_late_requests_make_careful_and_their_absence_careless() -> None:
     minutes = np.full(60, 100.0)
-    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008)
-    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008)
-    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008)
+    old_s = 9 * 86400.0
+    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008, old_s)
+    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, old_s)
+    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008, old_s)
+    assert risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, 3600.0) < better
     assert worse > 0.5 > better >= 0.0
     assert unknown == 0.5
     assert risk.price(1.0) < risk.price(0.5) < 1.0

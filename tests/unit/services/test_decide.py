@@ -76,6 +76,22 @@ def test_booting_hosts_are_not_launched_twice() -> None:
     assert second.groups["default"].release == ()
 
 
+@pytest.mark.parametrize(("lasts", "more"), [(1, False), (20, True)])
+def test_hosts_are_launched_for_surges_that_last(lasts: int, more: bool) -> None:
+    minutes = np.where(np.arange(2 * 1440) % 97 < lasts, 6 * PER_MINUTE, PER_MINUTE)
+    minutes[-60:] = PER_MINUTE
+    recent = np.full(180, PER_MINUTE / 6)
+    calm = _decide(_service(minutes=minutes, recent=recent))
+    there = calm.groups["default"].hosts
+    recent[-6:] *= 6
+    s = _again(_service(minutes=minutes, recent=recent, ready=4 * there), calm)
+    plan = _decide(s, hosts=_hosts(there), now_s=NOW + 10)
+    assert (plan.groups["default"].hosts > there) is more
+    got = plan.services["web"]
+    assert got.replicas >= 4 * there, "what there is serves the surge"
+    assert ("will pass" in got.reason) is not more
+
+
 def test_noticed_and_draining_hosts_are_no_capacity() -> None:
     lost = tuple(replace(h, phase=HostPhase.NOTICED) for h in _hosts(2))
     plan = _decide(_service(), hosts=(*lost, HostState(id="d", phase=HostPhase.DRAINING)))
