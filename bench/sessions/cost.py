@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.sessions.kernels import Kernel, fresh
+from bench.sessions.peers import WHOLE
 
 BIG = """
 import numpy as np, pandas as pd
@@ -374,21 +375,10 @@ def ours_path(base: Path, count: int) -> dict[str, float]:
 
 # --- peers -------------------------------------------------------------------------------------------
 
-_PICKLE = {
-    "dill": ("import dill", "dill.dump_module({0!r})", "dill.load_module({0!r})"),
-    "cloudpickle": (
-        "import cloudpickle, types",
-        "with open({0!r}, 'wb') as _f: cloudpickle.dump({{k: v for k, v in globals().items() "
-        "if k[0] != '_' and k not in ('In', 'Out', 'get_ipython', 'exit', 'quit') "
-        "and not isinstance(v, types.ModuleType)}}, _f)",
-        "import cloudpickle\nwith open({0!r}, 'rb') as _f: globals().update(cloudpickle.load(_f))",
-    ),
-}
-
 
 def pickled(base: Path, name: str, python: str) -> dict[str, float]:
     """dill or cloudpickle: the whole session each time."""
-    bring, save, load = _PICKLE[name]
+    bring, save, load = WHOLE[name]
     kernel = Kernel(fresh(base / name), python)
     path = str(base / f"{name}.pkl")
     found: dict[str, float] = {}
@@ -454,7 +444,7 @@ def main(argv: list[str] | None = None) -> int:
         base = Path(folder)
         if "big" in options.only:
             results["roost"].update(ours_big(base))
-            for name in _PICKLE if options.peers else ():
+            for name in WHOLE if options.peers else ():
                 results[name] = pickled(base, name, options.peers)
         if "path" in options.only:
             results["roost"].update(ours_path(base, options.count))

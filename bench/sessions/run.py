@@ -1,4 +1,4 @@
-"""``python -m bench.sessions.run [--only TEXT] [--jobs N] [--json FILE]``: every case, moved by Roost.
+"""``python -m bench.sessions.run [--only TEXT] [--jobs N] [--json FILE] [--peer NAME]``: every case, moved.
 
 Each case runs on a plain kernel left alone, and on a kernel with the engine that is told of a notice (or is
 killed without one) and continued in a new process after SIGKILL. Right: the outputs of the checks are equal.
@@ -7,17 +7,19 @@ Refused: they differ and the restore report names what they ask for. Wrong: they
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.sessions import peers
 from bench.sessions.cases import Case, load
 from bench.sessions.kernels import Kernel, fresh
 
@@ -39,9 +41,9 @@ class Outcome:
     seconds: float = 0.0
 
 
-def plain(case: Case, folder: Path) -> list[list[str]]:
+def plain(case: Case, folder: Path, python: str = sys.executable) -> list[list[str]]:
     """The outputs of the checks on a kernel left alone."""
-    kernel = Kernel(fresh(folder / "work"))
+    kernel = Kernel(fresh(folder / "work"), python)
     try:
         for code in ("pass", "pass", *case.setup):
             kernel.run(code)
@@ -127,7 +129,28 @@ def judge(case: Case, folder: Path) -> Outcome:
     return made
 
 
-def judged(cases: Sequence[Case], jobs: int, json_file: Path | None) -> int:
+def judge_peer(case: Case, folder: Path, name: str, python: str) -> Outcome:
+    """The same with dill or cloudpickle. What raises an error, anywhere, is refused."""
+    try:
+        expected = plain(case, folder / "plain", python)
+        found, why = peers.moved(case, folder / "moved", name, python, WITHIN_S)
+    except Exception as error:
+        return Outcome(case.name, "error", f"{type(error).__name__}: {error}"[:400])
+    new = [
+        line
+        for before, after in zip(expected, found, strict=False)
+        for line in after
+        if line.startswith("error:") and line not in before
+    ]
+    why = why or " ".join(new)[:300]
+    verdict = "right" if expected == found else "refused" if why else "wrong"
+    return Outcome(case.name, verdict, why, expected, found)
+
+
+Judge = Callable[[Case, Path], Outcome]
+
+
+def judged(cases: Sequence[Case], jobs: int, json_file: Path | None, judge: Judge = judge) -> int:
     """Run cases, so many at once, and say what became of them; 1 when one is silently wrong."""
     outcomes: list[Outcome] = []
     with (
@@ -158,10 +181,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this (comma: any)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all outcomes here")
+    parser.add_argument("--peer", choices=sorted(peers.WHOLE), help="move them with this instead")
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has it")
     options = parser.parse_args(argv)
     words = options.only.split(",")
     cases = [case for case in load() if any(word in case.name for word in words)]
-    return judged(cases, options.jobs, options.json)
+    if not options.peer:
+        return judged(cases, options.jobs, options.json)
+    judge_one = functools.partial(judge_peer, name=options.peer, python=options.python)
+    return judged(cases, options.jobs, options.json, judge_one)
 
 
 if __name__ == "__main__":
