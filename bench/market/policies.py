@@ -1,10 +1,13 @@
 """Policies over recorded markets: the issue's table beside ours, each figure with its interval.
 
-    .venv/bin/python bench/market/policies.py --data DIR [--dataset NAME] [--starts N] [--json FILE]
+    .venv/bin/python bench/market/policies.py --data DIR [--forecasts shipped|rolling|zones] [--dataset NAME]
+        [--zones A,B] [--workload NAME] [--starts N] [--json FILE]
 
 Runs what ``roost market backtest`` runs: sessions (launch 150 s, move 30 s, notice 120 s), a slow and
 a fast preset, services of four replicas (cold start 120 s; without notice, with 120 s, with 60 s), the
-five batch jobs. ``published`` is what the issue's table and the study notes measured with another
+five batch jobs. ``--forecasts``: by the shipped model (which may have learnt from the recording), or by
+models fitted again: to what came before (``rolling``; only the last 60 % are replayed), or to other zones
+(``zones``). ``published`` is what the issue's table and the study notes measured with another
 simulator: on data held back (the goals) or on the first 30.6 days of seven p3.2xlarge zones (the
 baselines by name). ``ours`` is what the given folder yields here.
 """
@@ -12,13 +15,14 @@ baselines by name). ``ours`` is what the given folder yields here.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from roost.market.forecast.evaluate import ORIGINS, unseen
 from roost.market.forecast.model import Forecaster
 from roost.market.traces import Trace, read_traces
 from roost.sim.backtest import run
-from roost.sim.backtest.forecasts import replayed
+from roost.sim.backtest.forecasts import Replayed, replayed
 from roost.sim.backtest.session import Timing
 
 NINE_ZONES = "aws-2023-02-15-avail"
@@ -58,27 +62,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with traces.parquet")
     parser.add_argument("--dataset", default=NINE_ZONES, help="part of the data set's name")
     parser.add_argument("--starts", type=int, default=run.STARTS, help="start times of each job")
-    parser.add_argument("--model", type=Path, help="a trained model; default the shipped one")
+    parser.add_argument("--forecasts", choices=("shipped", "rolling", "zones"), default="shipped")
+    parser.add_argument("--zones", default="", help="only these zones, with commas between")
+    parser.add_argument("--workload", default="", help="only session, service or job")
     parser.add_argument("--json", type=Path, help="write every figure here")
     options = parser.parse_args(arguments)
-    forecaster = Forecaster.load(options.model)
     rows: list[dict[str, object]] = []
-    for trace in read_traces(options.data):
-        if options.dataset in trace.name:
-            rows += _measure(trace, forecaster, options.starts)
+    for trace, forecasts in _recordings(options):
+        rows += _measure(trace, forecasts, options)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 
-def _measure(trace: Trace, forecaster: Forecaster, starts: int) -> list[dict[str, object]]:
-    forecasts = replayed(trace, forecaster)
+def _recordings(options: argparse.Namespace) -> Iterator[tuple[Trace, Replayed]]:
+    """Each recording with its forecasts; of ``rolling`` what comes after the first origin."""
+    traces = read_traces(options.data)
+    foretold = (
+        unseen(traces, options.forecasts, lambda text: print(text, file=sys.stderr))
+        if options.forecasts != "shipped"
+        else {}
+    )
+    forecaster = Forecaster.load()
+    for trace in traces:
+        if options.dataset not in trace.name:
+            continue
+        kept = options.zones.split(",") if options.zones else list(trace.zones)
+        columns = [number for number, zone in enumerate(trace.zones) if zone in kept]
+        first = round(trace.ticks * ORIGINS[0]) if options.forecasts == "rolling" else 0
+        part = trace.only(kept).part(first, trace.ticks)
+        if trace.name in foretold:
+            yield part, Replayed(foretold[trace.name][first:, columns], part.up)
+        else:
+            yield part, replayed(part, forecaster)
+
+
+def _measure(
+    trace: Trace, forecasts: Replayed, options: argparse.Namespace
+) -> list[dict[str, object]]:
     print(f"{trace.name}: {len(trace.zones)} zones, {trace.hours / 24:.1f} days")
-    known = trace.name == NINE_ZONES
+    known = trace.name == NINE_ZONES and not options.zones and options.forecasts != "rolling"
     rows: list[dict[str, object]] = []
     for name, workload, timing, goal in CASES:
+        if options.workload not in workload:
+            continue
         print(f"\n{name}{f'   (goal on held-back data: {goal})' if goal and known else ''}")
-        chosen = run.with_starts(run.setting(workload, "all", timing, 4), starts)
+        chosen = run.with_starts(run.setting(workload, "all", timing, 4), options.starts)
         why = run.too_short(trace, chosen)
         if why:
             print(f"  not replayed: {why}")

@@ -7,7 +7,7 @@ backtest alike.
 
 from collections.abc import Sequence
 
-RISK = 0.1
+RISK = 0.05
 """Summed ten-minute risk from which on a spare stands by."""
 CALM = 0.6
 """A spare goes again when the risk falls below this share of ``RISK``: no coming and going around the

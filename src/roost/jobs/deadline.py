@@ -14,8 +14,8 @@ never the part that the work left will need to come and go again (the reserve).
     pick      while slack is more than ``PICKY`` of the work left, pools are let pass: the more slack,
               the surer the pool must be
 
-It needs no rule of its own for a single pool: replayed in one zone it is a third nearer to the oracle
-than Uniform Progress (docs/backtest.md).
+It needs no rule of its own for a single pool: replayed in one zone it is nearer to the oracle than Uniform
+Progress (Wu et al., "Can't Be Late", NSDI 2024; docs/backtest.md).
 """
 
 from enum import StrEnum

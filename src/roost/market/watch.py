@@ -100,7 +100,7 @@ def _survives(p: float, known: bool) -> str:
 
 
 def holding(held: Explanation, best: Explanation) -> Holding:
-    """Whether to leave ``held`` for ``best``: when it saves more in a day than the move costs.
+    """Whether to leave ``held`` for ``best``: when a day saves ``decision.MARGIN`` times the move's cost.
 
     For the price alone only while many cheaper types remain: else each such move is a step down the ladder
     to the pool that is taken back first.
@@ -117,7 +117,10 @@ def holding(held: Explanation, best: Explanation) -> Holding:
     if held.offer.key == best.offer.key:
         why = "it is the best"
     elif not pays:
-        why = f"saves ${max(0.0, saves) * HORIZON_H:.3f} a day, the move costs ${move:.3f}"
+        why = (
+            f"saves ${max(0.0, saves) * HORIZON_H:.3f} a day, the move costs ${move:.3f}: "
+            f"less than {decision.MARGIN:g} times that"
+        )
     elif not permitted:
         why = f"only {held.cheaper_types} cheaper types: a step down the ladder for the price alone"
     else:

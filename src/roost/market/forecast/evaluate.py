@@ -199,6 +199,22 @@ def left_out(items: Sequence[Replayed], say: Say) -> dict[str, Judged]:
     return {name: together(parts) for name, parts in found.items()}
 
 
+def unseen(traces: Sequence[Trace], way: str, say: Say) -> dict[str, Floats]:
+    """[T, Z, horizons] losses foretold for every recording by models that have not seen what they speak
+    of: ``rolling`` (NaN before the first origin) or ``zones`` left out.
+    """
+    items = replay_all(traces, say)
+    judged = {"rolling": rolling, "zones": left_out}[way](items, say)
+    found = {}
+    for item in items:
+        grid = np.full((*item.trace.up.shape, len(HORIZONS_H)), np.nan)
+        if item.trace.name in judged:
+            part = judged[item.trace.name]
+            grid[part.rows.tick, part.rows.zone] = part.losses["model"]
+        found[item.trace.name] = grid
+    return found
+
+
 def judge_traces(
     traces: Sequence[Trace], shipped: Artefact, say: Say, refits: bool = True
 ) -> tuple[list[TraceScores], dict[str, Judged]]:

@@ -104,11 +104,14 @@ class RoostService:
     PLACE, RISK_AT = 1, 0
     """Numbers of the horizons: 1 h for rates, 10 min for the risk that spares are kept for."""
 
+    LINE = 2.0 * RISK
+    """Spares that stand in for a whole pool are mostly two or more: twice the line of one."""
+
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         missing_s = max(0.0, timing.launch_s - timing.notice_s)
         # A loss that the notice covers needs no spare; one it covers half is worth half a spare.
-        self._threshold = RISK * timing.launch_s / missing_s if missing_s > 0 else inf
+        self._threshold = self.LINE * timing.launch_s / missing_s if missing_s > 0 else inf
         self._loss = decision.loss_usd(timing.downtime_weight, max(timing.freeze_s, missing_s))
         self._regions: dict[int, str] = {}
         self._spares = 0
