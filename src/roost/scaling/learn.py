@@ -63,10 +63,11 @@ class Forecast:
     hold: Floats
 
 
-def refresh(m: Memory, use: Usage, tests: int) -> Forecast | None:
+def refresh(m: Memory, use: Usage, tests: int, surging: bool) -> Forecast | None:
     """Bring ``m`` to the newest minute; None where nothing can be forecast.
 
-    ``tests`` = how many past moments the samplers may be tried at now.
+    ``tests`` = how many past moments the samplers may be tried at now, ``surging`` = whether all of history may
+    be searched for surges.
     """
     y = Minutes(use.minutes)
     m.day_mean = y.day_mean
@@ -75,7 +76,7 @@ def refresh(m: Memory, use: Usage, tests: int) -> Forecast | None:
     if use.sleeps and (not m.idle_s or use.end_s >= m.idle_until_s):
         m.idle_s = idle.limits_s(y, m.service_s, use.start_s, COLD * use.late_share)
         m.idle_until_s = use.end_s + 3600.0
-    _surges(m, use, y)
+    _surges(m, use, y, surging)
     m.minute_s = use.end_s
     width = bin_minutes(y.day_mean)
     horizons = (max(1, math.ceil(use.ahead_s / 60.0)), max(1, math.ceil(use.hold_s / 60.0)))
@@ -106,10 +107,10 @@ def _measure(m: Memory, use: Usage) -> None:
     m.dispersion = dispersion(use.recent, use.recent_s, m.dispersion if m.minute_s else None)
 
 
-def _surges(m: Memory, use: Usage, y: Minutes) -> None:
+def _surges(m: Memory, use: Usage, y: Minutes, surging: bool) -> None:
     """What of a surge lasts: of whole minutes from history, of seconds from what was seen since."""
     m.level = y.mean(max(0, y.size - surges.LEVEL), y.size) / 60.0
-    if use.end_s >= m.lasting_until_s:
+    if surging:
         m.lasting = surges.lasting(y, round(use.start_s / 60.0))
         m.lasting_until_s = use.end_s + 3600.0
     # Each moment once: those of the new minute, at first all there are.

@@ -86,7 +86,6 @@ def _seen(
     base = level + _FLOOR * usual + 1e-9
     size, still = (rate - level) / base, (after - level) / base
     kind = np.searchsorted(SIZES, size, side="right") - 1
-    seen, kept = np.zeros(len(SIZES)), np.zeros(len(SIZES))
-    np.add.at(seen, kind, weight * size**2)
-    np.add.at(kept, kind, weight * size * still)
-    return seen, kept
+    seen = np.bincount(kind, weight * size**2, len(SIZES))
+    kept = np.bincount(kind, weight * size * still, len(SIZES))
+    return seen.astype(float), kept.astype(float)

@@ -66,7 +66,7 @@ def recall(s: ServiceState, o: Observation) -> Memory:
         )
     if m.minute_s > o.now_s + 60.0:
         # The clock was put back: what was timed by the old one is over, what was measured holds.
-        m.minute_s = m.judged_s = m.asked_s = m.idle_until_s = 0.0
+        m.minute_s = m.judged_s = m.asked_s = m.idle_until_s = m.lasting_until_s = 0.0
         m.asked, m.held = b"", {}
         m.top_until_s = o.now_s + KEEP_S
     return m

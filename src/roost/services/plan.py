@@ -29,6 +29,8 @@ REFRESHES = 170
 """Services whose forecast is made anew in one decision: in a minute's six, all of 1,000."""
 TESTS = 64
 """Past moments at which samplers are tried in one decision, shared by the services it refreshes."""
+SURGES = 12
+"""Services that learn in one decision what of their surges lasts, from all of their history."""
 
 
 def decide(observation: Observation) -> Plan:
@@ -70,11 +72,12 @@ def _refresh(
     if not due:
         return
     tests = TESTS // len(due)
+    surging = _surging([place for _, place in due], memories, observation.now_s)
     made = []
     for _, place in due:
         s, m = observation.services[place], memories[place]
         group = groups.get(s.group) or GroupState()
-        found = learn.refresh(m, need.usage(s, group, observation), tests)
+        found = learn.refresh(m, need.usage(s, group, observation), tests, place in surging)
         if found is None:
             m.up = m.hold = max(m.up, m.needed)
         else:
@@ -90,6 +93,12 @@ def _refresh(
     hold = cheapest(holds, forecast.MASS, loads, prices, means)
     for m, high, low in zip(chosen, up.tolist(), hold.tolist(), strict=True):
         m.up, m.hold = high, low
+
+
+def _surging(due: Sequence[int], memories: Sequence[Memory], now_s: float) -> set[int]:
+    """Those of ``due`` that learn of all their surges anew, the longest waiting first."""
+    waiting = [(memories[at].lasting_until_s, at) for at in due]
+    return {at for until_s, at in sorted(waiting)[:SURGES] if until_s <= now_s}
 
 
 def _prices(memories: Sequence[Memory]) -> tuple[Floats, Floats]:
