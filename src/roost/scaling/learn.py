@@ -66,8 +66,8 @@ class Forecast:
 def refresh(m: Memory, use: Usage, tests: int, surging: bool) -> Forecast | None:
     """Bring ``m`` to the newest minute; None where nothing can be forecast.
 
-    ``tests`` = how many past moments the samplers may be tried at now, ``surging`` = whether all of history may
-    be searched for surges.
+    ``tests`` = how many past moments the samplers may be tried at now, ``surging`` = whether all of
+    history may be searched for surges.
     """
     y = Minutes(use.minutes)
     m.day_mean = y.day_mean
@@ -132,7 +132,7 @@ def _judge(m: Memory, use: Usage) -> None:
         late, total = use.late[first:last], use.total[first:last]
         # What starts from zero uses its own part of the objective.
         target = use.late_share * (risk.TARGET_AWAKE if use.sleeps else risk.TARGET)
-        m.z = risk.corrected(m.z, late, total, m.day_mean, target, use.end_s - m.born_s)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, target)
     m.judged_s = max(m.judged_s, until_s)
 
 
