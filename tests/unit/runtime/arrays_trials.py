@@ -101,6 +101,18 @@ def _(made: Any) -> None:
     assert column.tolist() == df.a.tolist()
 
 
+def windows_on_moved_memory() -> Any:
+    moved = np.frombuffer(bytearray(64), dtype="u1").reshape(8, 8)
+    return moved, np.lib.stride_tricks.sliding_window_view(moved, (2, 2))[::2]
+
+
+@trial(windows_on_moved_memory)
+def _(made: Any) -> None:
+    moved, windows = made
+    moved[1, 1] = 7
+    assert windows[0, 0, 1, 1] == 7 and not windows.flags.writeable
+
+
 def copied_on_write() -> Any:
     df = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
     return df, df["a"], df[:], pd.Index(df["b"]), np.finfo("f4")

@@ -98,6 +98,15 @@ def test_the_page_goes_on_with_the_same_models(bench: Any) -> None:
     assert (ids["s"], {"value": 1}) in told_by(target, "s.value = 1")
 
 
+def test_pages_are_not_offered_threads_beside_the_cells(bench: Any) -> None:
+    kernel = bench.session()
+    message = kernel.client.kernel_info()
+    while (got := kernel.client.get_shell_msg(timeout=30))["parent_header"]["msg_id"] != message:
+        pass
+    offered = got["content"].get("supported_features", [])
+    assert not [one for one in offered if "subshell" in one]
+
+
 def test_going_back_in_time_does_not_close_models_on_the_page(bench: Any) -> None:
     kernel = bench.session()
     kernel.run("%load_ext roost\nimport ipywidgets as w\ns = w.IntSlider(3)\ng = []")

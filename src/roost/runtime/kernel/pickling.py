@@ -428,8 +428,8 @@ def reduce_array(pickler: GroupPickler, array: Any) -> Any:
     if dtype.hasobject or dtype.kind not in _RAW_KINDS or array.nbytes == 0:
         return NotImplemented
     owner = array
-    while isinstance(owner.base, numpy.ndarray):
-        owner = owner.base
+    while isinstance(base := _below(owner), numpy.ndarray):
+        owner = base
     root, start = _root(pickler, owner, owner.base)
     place = numpy.ndarray.__array_interface__.__get__(array)["data"][0]
     shape, strides = numpy.ndarray.shape.__get__(array), numpy.ndarray.strides.__get__(array)
@@ -445,6 +445,12 @@ def reduce_array(pickler: GroupPickler, array: Any) -> Any:
         None,
         (rebuild_data.set_dict),
     )
+
+
+def _below(array: Any) -> Any:
+    """The array that this one is a view of, also through ``as_strided``; else what it has for a base."""
+    base = array.base
+    return base.base if type(base).__name__ == "DummyArray" else base
 
 
 def _root(pickler: GroupPickler, owner: Any, base: Any) -> tuple[Any, int]:

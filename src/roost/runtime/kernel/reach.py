@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.runtime.kernel import frames, rebuild_values, widgets
+from roost.runtime.kernel import frames, rebuild_values, tasks, widgets
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
@@ -162,7 +162,11 @@ class Walker:
             return _weakly_held(value, kind)
         if kind is contextvars.Context:
             return [one for pair in value.items() for one in pair if pair[0].name not in IN_C]
-        if self._special(kind) is logging.Logger:
+        special = self._special(kind)
+        if special is asyncio.Task:
+            held = [one for pair in tasks.variables(value) for one in pair]
+            return [*gc.get_referents(value), *held]
+        if special is logging.Logger:
             return [value.handlers, value.filters]  # its manager knows every other logger
         if self._by_name(value, kind):
             return None
@@ -219,6 +223,7 @@ class Walker:
         known = self._specials.get(id(kind))
         if known is None:
             special = (
+                asyncio.Task,
                 logging.Logger,
                 types.ModuleType,
                 asyncio.AbstractEventLoop,
@@ -235,7 +240,7 @@ class Walker:
         special = self._special(kind)
         if special is self._descriptor and special is not None:
             return widgets.place_of(value) is not None
-        return special is not None and special is not logging.Logger
+        return special is types.ModuleType or special is asyncio.AbstractEventLoop
 
     def _known(self, kind: type) -> bool:
         known = self._classes.get(id(kind))

@@ -4,11 +4,12 @@ Nothing that was made here runs before ``start``: of a pickle that cannot be ope
 """
 
 import asyncio
+import contextvars
 import heapq
 from typing import Any
 
-_tasks: dict[int, tuple[Any, Any]] = {}
-"""By id: tasks made from the pickle that is being opened, and the handles of their first step."""
+_tasks: dict[int, tuple[Any, Any, contextvars.Context]] = {}
+"""By id: tasks made from the pickle that is being opened, the handles of their first step, their contexts."""
 _ready: list[tuple[Any, Any, Any]] = []
 """Event loop, task (or None) and handle of what shall go on."""
 
@@ -49,10 +50,11 @@ def future(kind: type, looped: bool) -> Any:
 def task(kind: type, coroutine: Any) -> Any:
     """A task that does not begin."""
     around: Any = loop()
-    made = kind(coroutine, loop=around)
+    context = contextvars.copy_context()
+    made = kind(coroutine, loop=around, context=context)
     handle = around._ready.pop()  # its first step, scheduled by its making
     made._log_destroy_pending = False
-    _tasks[id(made)] = (made, handle)
+    _tasks[id(made)] = (made, handle, context)
     return made
 
 
@@ -76,7 +78,10 @@ def set_future(made: Any, state: dict[str, Any]) -> None:
     if known is not None:
         if state["cancels"]:
             made.cancel()
-        _ready.append((loop(), *known))
+        task, handle, context = known
+        for variable, value in state.get("context", ()):
+            context.run(variable.set, value)
+        _ready.append((loop(), task, handle))
 
 
 def _settle(made: Any, how: str, value: Any) -> None:

@@ -346,7 +346,9 @@ class _Restore:
             self._loops[int(name.removeprefix(LOOP))] = value
         elif name.startswith("figure "):
             self._figures[int(name.removeprefix("figure "))] = value
-        elif not name.startswith((process.PREFIX, "task ", "timer ")):
+        elif name.startswith(("task ", "timer ")):
+            pass  # it goes on by itself
+        elif not name.startswith(process.PREFIX):
             space[name] = value
         elif not process.place_module(name, value):
             self._pieces[name] = value

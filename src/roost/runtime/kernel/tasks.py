@@ -5,6 +5,7 @@ A task waits for a future, a timer or another task that comes along; what waits 
 """
 
 import asyncio
+import contextvars
 import functools
 import gc
 import re
@@ -68,7 +69,16 @@ def _task_state(value: Any) -> dict[str, Any]:
             raise Refusal("a task of another event loop", ADVICE)
         if asyncio.current_task(loop) is value:
             raise Refusal("the task that is running", ADVICE)
+        state["context"] = variables(value)
     return state
+
+
+def variables(task: Any) -> list[tuple[Any, Any]]:
+    """The notebook's context variables with their values in a task's own context."""
+    found = [one for one in gc.get_referents(task) if type(one) is contextvars.Context]
+    names = list(sys.modules["__main__"].__dict__.values())
+    ours = {id(one) for one in names if type(one) is contextvars.ContextVar}
+    return [pair for context in found for pair in context.items() if id(pair[0]) in ours]
 
 
 def _state(value: Any) -> dict[str, Any]:

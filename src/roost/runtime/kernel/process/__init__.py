@@ -92,6 +92,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "decimal templates": (settings.templates, settings.set_templates),
     "csv": (settings.dialects, settings.set_dialects),
     "socket timeout": (settings.timeout, settings.set_timeout),
+    "calendar": (settings.week, settings.set_week),
     "polars options": (settings.polars, settings.set_polars),
     "sklearn options": (settings.learning, settings.set_learning),
     "sympy options": (settings.symbols, settings.set_symbols),
@@ -128,6 +129,7 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "profile": hooks.place,
     "finders": hooks.place,
     "stream": hooks.place,
+    "error": hooks.place,
     "warnings": hooks.place,
     "loop": hooks.place_loop,
     "numpy": lambda _name, value, base, shell: libraries.set_call(value, base, shell),
@@ -162,7 +164,7 @@ def prepare(
 widen = modules.widen
 names_files = leftovers.names_files
 _MOVING = frozenset({"timers", "temporary files", "shell log", "autoreload"})
-_STILL = f"{PREFIX}logger "
+_STILL = (f"{PREFIX}logger ", f"{PREFIX}error")
 
 
 def still(state: Collection[str], objects: Collection[tuple[str, Any]]) -> bool:
@@ -226,7 +228,7 @@ _COMPARED = frozenset(
         "logging", "temporary files",
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
         "sys.argv", "parts of the shell", "settings of formatters", "decimal templates", "csv",
-        "socket timeout", "polars options", "sklearn options", "sympy options", "names of magics",
+        "socket timeout", "calendar", "polars options", "sklearn options", "sympy options", "names of magics",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

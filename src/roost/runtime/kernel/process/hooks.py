@@ -1,4 +1,5 @@
-"""Handlers of signals, tracing, import finders, streams and the way of warnings that the notebook set."""
+"""Handlers of signals, tracing, import finders, streams and the way of warnings that the notebook set; the
+last error."""
 
 import asyncio
 import signal
@@ -56,6 +57,9 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
     if shows is not known[_SHOWING] and type(shows) is types.BuiltinMethodType:
         yield "warnings", shows
 
+    if isinstance(error := getattr(sys, "last_value", None), BaseException):
+        yield "error", error
+
     yield from _loop(base)
 
 
@@ -65,6 +69,11 @@ _NAMED = frozenset(int(kind) for kind in signal.Signals)
 def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
     """Set the handler."""
     kind_of, _, word = name.partition(" ")
+    if kind_of == "error":  # what ``%debug`` and ``%tb`` ask for
+        sys.last_type, sys.last_value, sys.last_traceback = type(value), value, value.__traceback__
+        if sys.version_info >= (3, 12):
+            sys.last_exc = value
+        return
     if kind_of == "stream":
         setattr(sys, word, value)
         return

@@ -120,7 +120,7 @@ class Patches:
                 ours = (
                     foreign(value)
                     or _mocked(value, module)
-                    or (bool(path) and (_wraps(value) or _lent(value, module)))
+                    or (bool(path) and (_wraps(value) or _lent(value, module) or _given(value)))
                 )
                 if ours and type(name) is str and not _skipped(module, name):
                     self.targets.setdefault((module, f"{path}.{name}" if path else name), False)
@@ -216,6 +216,14 @@ def _lent(value: Any, module: str) -> bool:
 
 
 _LENDERS = frozenset({"tqdm"})
+
+
+def _given(value: Any) -> bool:
+    """Whether a container that a class of a library got for its own holds code of the notebook:
+    ``yaml.add_constructor``."""
+    if type(value) is dict:
+        return any(foreign(one) for one in list(value.values()))
+    return type(value) in (list, set) and any(foreign(one) for one in list(value))
 
 
 def _wraps(value: Any) -> bool:
@@ -507,7 +515,8 @@ def place(name: str, value: Any, base: Baseline, _shell: Any) -> None:
     holder: Any = home
     for part in parts:
         holder = _inside(holder, part)
-    former = _inside(holder, attribute)
+    inherited = is_class(holder) and attribute not in dict_of(holder)
+    former = None if inherited else _inside(holder, attribute)
     if type(former) is type(value) and _filled(former, value):
         pass  # the library's other references to it see the change
     elif holder is home:

@@ -186,6 +186,17 @@ def set_timeout(value: float, _base: Baseline, _shell: Any) -> None:
     importlib.import_module("socket").setdefaulttimeout(value)
 
 
+def week(_base: Baseline, _shell: Any) -> Any:
+    """The day a calendar's week begins with, when it is not Monday."""
+    library: Any = sys.modules.get("calendar")
+    return (int(library.firstweekday()) or None) if library is not None else None
+
+
+def set_week(value: int, _base: Baseline, _shell: Any) -> None:
+    """Set it."""
+    importlib.import_module("calendar").setfirstweekday(value)
+
+
 _POLARS = {
     "set_fmt_float": "mixed", "set_float_precision": None, "set_thousands_separator": "",
     "set_decimal_separator": ".", "set_trim_decimal_zeros": False,
