@@ -132,7 +132,7 @@ def _judge(m: Memory, use: Usage) -> None:
         late, total = use.late[first:last], use.total[first:last]
         # What starts from zero uses its own part of the objective.
         target = use.late_share * (risk.TARGET_AWAKE if use.sleeps else risk.TARGET)
-        m.z = risk.corrected(m.z, late, total, m.day_mean, target)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, target, use.end_s - m.born_s)
     m.judged_s = max(m.judged_s, until_s)
 
 

@@ -6,10 +6,13 @@ the bound by themselves.
 
 from roost.scaling.arrivals import Floats
 
-START = 0.55
+START = 0.8
+"""Careful, as long as nothing is known: what is too careful is given back soon."""
 LEAST, MOST = -0.3, 1.2
 GAIN, JUMP = 0.00025, 0.08
 """Of ``z`` per minute: for a late share of twice what is steered to, and at most."""
+YOUNG, YOUNG_S = 2.0, 86400.0
+"""The gain of a service that is not yet so old: up to so many times, for ``START`` is a guess."""
 NOW = 0.2
 """What is there already is served as if replicas cost no more than this."""
 TARGET = 0.6
@@ -26,15 +29,19 @@ def price(z: float) -> float:
     return float(10.0 ** -(0.2 + 1.5 * z))
 
 
-def corrected(z: float, late: Floats, total: Floats, mean: float, target: float) -> float:
+def corrected(
+    z: float, late: Floats, total: Floats, mean: float, target: float, age_s: float
+) -> float:
     """``z`` after some judged minutes: up quickly by late requests, down slowly by their absence.
 
-    ``mean`` = requests of an average minute, ``target`` = the late share to steer to.
+    ``mean`` = requests of an average minute, ``target`` = the late share to steer to, ``age_s`` = since when
+    it is corrected.
     """
+    gain = GAIN * min(YOUNG, max(1.0, YOUNG_S / max(age_s, 1.0)))
     if mean > 0:
         for bad, every in zip(late.tolist(), total.tolist(), strict=True):
             if bad >= 0 and every >= 0:
                 step = (bad / target - max(every, 0.2 * mean)) / mean
-                z += min(JUMP, GAIN * step)
+                z += min(JUMP, gain * step)
                 z = min(MOST, max(LEAST, z))
     return min(MOST, max(LEAST, z))

@@ -137,9 +137,11 @@ def test_what_passes_soon_has_to_do_with_the_slots_there_are() -> None:
 
 def test_late_requests_make_careful_and_their_absence_careless() -> None:
     minutes = np.full(60, 100.0)
-    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008)
-    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008)
-    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008)
+    old_s = 9 * 86400.0
+    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008, old_s)
+    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, old_s)
+    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008, old_s)
+    assert risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, 3600.0) < better
     assert worse > 0.5 > better >= 0.0
     assert unknown == 0.5
     assert risk.price(1.0) < risk.price(0.5) < 1.0
