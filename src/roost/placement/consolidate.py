@@ -191,16 +191,16 @@ class _Round:
 
 
 def price(
-    hosts: Hosts, row: int, now_s: float, calm_s: float, worth: Worth, *, moves: int
+    hosts: Hosts, row: int, now_s: float, launched_s_ago: float, worth: Worth, *, moves: int
 ) -> tuple[float, float]:
-    """USD saved by emptying a host now, and what so many moves cost. ``calm_s``: since the last launch.
+    """USD saved by emptying a host now, and what so many moves cost. ``launched_s_ago``: the last launch.
 
     Without the moves it stays until the last of its containers ends; with them, until a host must be
     launched again. Both have lasted so long and are believed to last about as long again.
     """
     here, each_h = hosts.on[row].values(), float(hosts.price[row])
     ends_s = max(now_s - p.since_s if p.ends_s is None else p.ends_s - now_s for p in here)
-    stays_h = min(worth.horizon_h, max(0.0, min(ends_s, calm_s)) / 3600.0)
+    stays_h = min(worth.horizon_h, max(0.0, min(ends_s, launched_s_ago)) / 3600.0)
     return each_h * stays_h, (worth.move_usd + worth.move_hours * each_h) * moves
 
 

@@ -83,7 +83,9 @@ class Collector:
         self._singletons = Singletons()
         self._hidden = dict(shell.user_ns_hidden)
         self._history: dict[str, bool] = {}
+        """Names that were asked about in ``_is_history``."""
         self._groups: dict[tuple[str, ...], None] = {}
+        """Names of the groups that are stored, or on their way."""
         self._mates: dict[str, tuple[str, ...]] = {}
         """Every stored name with all names of its group."""
         self._ids: dict[str, int] = {}
