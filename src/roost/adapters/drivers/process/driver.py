@@ -242,7 +242,9 @@ class ProcessDriver:
     def _runs(self, handle: TaskHandle) -> bool:
         child = self._children.get(handle.task_id)
         if child is not None and child.pid == handle.pid:
-            child.poll()  # a child of ours stays a zombie until it is asked about
+            # A child of ours stays until it is asked about. /proc would call it a zombie as soon as
+            # its first thread has ended, while others of its threads are still on their way.
+            return child.poll() is None
         found = _process(handle.pid)
         return (
             found is not None
