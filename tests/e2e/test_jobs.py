@@ -125,6 +125,24 @@ def test_the_commands_tell_how_it_went(cluster: Cluster) -> None:
     eventually(gone, "its hosts are let go")
 
 
+def test_a_job_without_time_to_spare_runs_on_demand_and_says_why(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    root = project(tmp_path / "hurried", "print('in time', flush=True)")
+    options = ["--memory", "4", "--image", "minimal", "--deadline", "2h", "--takes", "115m"]
+    done = cluster.roost("job", "run", *options, "--name", "hurried", str(root / "train.py"))
+    assert "hurried" in done.stdout
+    view = ended(cluster, cluster.client.job("hurried").id)
+    assert (view.state, [r.offer.rsplit("/", 1)[1] for r in view.runs]) == (
+        "finished",
+        ["on_demand"],
+    )
+    shown = cluster.roost("job", "show", "hurried").stdout
+    assert "deadline" in shown
+    events = {x["event"]: x["reason"] for x in cluster.json("story", view.id)}
+    assert "on demand to be in time" in events["OnDemand"]
+
+
 def test_exit_codes_retries_and_stopping(cluster: Cluster, tmp_path: Path) -> None:
     stuck, _ = submit(
         cluster.client,

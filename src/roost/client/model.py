@@ -184,6 +184,22 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None
 
 
+class DeadlineView(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job stands to its deadline, and what follows from that."""
+
+    at_s: float
+    left_s: float
+    """Work left, by the owner's word for all of it."""
+    spare_s: float
+    """Time to spare: it could begin so much later and still be in time, undisturbed."""
+    where: str
+    """What was decided last: ``wait``, ``spot`` or ``on_demand``; empty = nothing yet."""
+    why: str
+    on_demand_at_s: float | None
+    """When it goes on demand at the latest, should no pool give a host until then; None while it runs,
+    and where it is decided."""
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job."""
 
@@ -205,7 +221,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float
     ended_s: float | None
     message: str
-    deadline_s: float | None = None
+    deadline: DeadlineView | None = None
 
 
 class MissingBlobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

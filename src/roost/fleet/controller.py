@@ -158,13 +158,18 @@ class FleetController:
         try:
             ranked = await self._rank(planning.narrowed(claim, pools, now_s))
         except Invalid as error:
+            if claim.only:
+                return await self._spent(stored, str(error))
             if claim.message != str(error):
                 told = msgspec.structs.replace(claim, message=str(error))
                 line = self._line(claim.id, "NothingFits", str(error))
                 await self._store.commit([self._tables.claims.row(told, stored)], [line])
                 self._on_change(claim.parent)
             return EMPTY_S
-        offer, why = planning.preferred(ranked, claim)
+        chosen = planning.preferred(ranked, claim)
+        if chosen is None:
+            return await self._spent(stored, f"{claim.prefer} is not to be had")
+        offer, why = chosen
         instance = Instance(
             id=self._ids.new("i"),
             state=InstanceState.PLANNED,
@@ -178,14 +183,17 @@ class FleetController:
             created_s=now_s,
             tenant=claim.tenant,
         )
-        chosen = msgspec.structs.replace(claim, instance_id=instance.id, message="")
-        rows = [self._tables.instances.row(instance), self._tables.claims.row(chosen, stored)]
+        aimed = msgspec.structs.replace(claim, instance_id=instance.id, message="")
+        rows = [self._tables.instances.row(instance), self._tables.claims.row(aimed, stored)]
         lines = [
             self._line(instance.id, "Planned", f"{offer.key}: {why}"),
             self._line(claim.parent, "HostChosen", f"{instance.id} {offer.key}: {why}; {reason}"),
         ]
         await self._store.commit(rows, lines)
         return None
+
+    async def _spent(self, stored: Stored[Claim], reason: str) -> float | None:
+        return await self._settle(stored, planning.Settle(state=ClaimState.SPENT, reason=reason))
 
     async def _launch(self, stored: Stored[Instance]) -> float | None:
         instance = stored.value

@@ -20,6 +20,8 @@ class NeedHost(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     purchase_options: tuple[PurchaseOption, ...] = ()
     """Instead of those of the holder's ask; empty = those."""
+    pool: str = ""
+    """No other than this one (an offer's key); empty = the best."""
 
 
 class DropHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ def wanted(holder: Holder, need: NeedHost, ask: Ask, *, claim_id: str, now_s: fl
         away_from=need.away_from,
         spread=holder.spread,
         created_s=now_s,
+        prefer=need.pool,
+        only=bool(need.pool),
         tenant=holder.tenant,
     )
 

@@ -1,7 +1,8 @@
 """The words of fleet: claims, instances, pools. Pure values; never does I/O.
 
 A *claim* is durable intent: "owner needs one host like this". It is satisfied once: when its instance
-was ready and then went away, the claim is ``spent`` and the owner decides what it needs now.
+was ready and then went away, or the only pool it is for did not give one, the claim is ``spent`` and
+the owner decides what it needs now.
 An *instance* is one launch for a claim. It is billed by its spans.
 """
 
@@ -110,6 +111,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """What a person should know: why nothing could be launched."""
     prefer: str = ""
     """The offer key its owner wants, while that pool gives it."""
+    only: bool = False
+    """No other than that: when the pool does not give it the claim is spent."""
     paused: bool = False
     """Its host shall be stopped; nothing is billed then but its disk."""
     tenant: str = DEFAULT_TENANT
@@ -131,8 +134,12 @@ class RankedOffer(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     usd_useful_hour: float = 0.0
     """Its rate; 0 where whoever ranked did not say."""
+    usd_undisturbed_hour: float = 0.0
+    """The rate without what losses cost."""
 
 
+Odds = Callable[[Sequence[Offer], float], Awaitable[Sequence[float]]]
+"""The probability of each offer that an instance of it lasts so many hours."""
 Rank = Callable[[Ask], Awaitable[Sequence[RankedOffer]]]
 """Ranks offers for an ask, best first; raises ``Invalid`` saying which constraint leaves nothing."""
 

@@ -102,6 +102,9 @@ def _pursue(snapshot: Snapshot, instance: Instance) -> list[Instruction]:
             return [Terminate(instance=instance, reason="draining")]
         case _ if instance.ended and claim.state is ClaimState.HELD:
             return [Settle(state=ClaimState.SPENT, reason=f"{instance.id} {instance.ended_reason}")]
+        case _ if instance.ended and claim.only:
+            why = f"{claim.prefer}: {instance.ended_reason or instance.state}"
+            return [Settle(state=ClaimState.SPENT, reason=why)]
         case _ if instance.ended:
             return [Choose(reason=f"{instance.id} {instance.state} before it was ready")]
     return []
@@ -167,12 +170,13 @@ def first(ranked: Sequence[RankedOffer], away_from: Sequence[Offer] = ()) -> tup
     return best.offer, why
 
 
-def preferred(ranked: Sequence[RankedOffer], claim: Claim) -> tuple[Offer, str]:
-    """The offer the claim's owner wants while it is to be had, else the winner."""
+def preferred(ranked: Sequence[RankedOffer], claim: Claim) -> tuple[Offer, str] | None:
+    """The offer the claim's owner wants while it is to be had, else the winner; None for a claim that
+    is of no use elsewhere."""
     for number, entry in enumerate(ranked):
         if claim.prefer == entry.offer.key:
             return entry.offer, f"{entry.reason} (number {number + 1} of {len(ranked)})"
-    return first(ranked, claim.away_from)
+    return None if claim.only else first(ranked, claim.away_from)
 
 
 def place_of(offer: Offer) -> str:

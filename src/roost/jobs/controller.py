@@ -4,26 +4,33 @@ What a host has made durable is folded in before anything is decided on it, and 
 durable before the next. Every call it makes may be made again.
 """
 
+import contextlib
+
 import msgspec
 
 from roost.fleet import demand
+from roost.fleet import plan as claims
+from roost.fleet.model import Odds, Rank
 from roost.fleet.service import FleetService
 from roost.jobs import machine
 from roost.jobs import plan as planning
+from roost.jobs.deadline import SOON_H, Chance, Where
 from roost.jobs.model import Job, JobState
 from roost.jobs.service import JobService
 from roost.kit.ids import Ids
 from roost.ports.clock import Clock
-from roost.ports.errors import Never, Retry, RoostError
+from roost.ports.errors import Invalid, Never, Retry, RoostError
 from roost.ports.jobs import JobOrder, Jobs
 from roost.ports.store import Row, Store, Stored, StoryLine
-from roost.ports.values import Offer
+from roost.ports.values import Offer, PurchaseOption
 
 WATCH_S = 1.0
 URGENT_S = 0.2
 ASKED_S = 0.5
 """A host that was told to run a job reports it with its next heartbeat."""
 HOPELESS_S = 5.0
+DECIDED = {Where.WAIT: "Waiting", Where.SPOT: "Spot", Where.ON_DEMAND: "OnDemand"}
+"""How the story calls what a deadline asks for."""
 
 
 class JobController:
@@ -37,6 +44,8 @@ class JobController:
         clock: Clock,
         ids: Ids,
         jobs: Jobs,
+        rank: Rank,
+        odds: Odds,
     ) -> None:
         self._table = service.jobs
         self._fleet = fleet
@@ -44,6 +53,10 @@ class JobController:
         self._clock = clock
         self._ids = ids
         self._jobs = jobs
+        self._rank = rank
+        self._odds = odds
+        self._looked: dict[str, tuple[float, tuple[Chance, ...]]] = {}
+        """When each job with a deadline last looked for a pool, and what it saw."""
         self._silent_since: dict[str, float] = {}
 
     async def keys(self) -> list[str]:
@@ -56,6 +69,7 @@ class JobController:
         stored = await self._table.get(job_id)
         if stored is None or (stored.value.ended and not stored.value.claims):
             self._silent_since.pop(job_id, None)
+            self._looked.pop(job_id, None)
             return None
         snapshot = await self._snapshot(stored.value)
         if await self._observe(stored, snapshot):
@@ -67,7 +81,8 @@ class JobController:
             return min(delays)
         if instructions:
             return 0.0
-        return WATCH_S if stored.value.state is JobState.RUNNING else URGENT_S
+        calm = stored.value.state is JobState.RUNNING or planning.looks_for_a_pool(snapshot)
+        return WATCH_S if calm else URGENT_S
 
     # --- observe -----------------------------------------------------------------------------------
 
@@ -76,13 +91,48 @@ class JobController:
         following = await self._fleet.view(job.next_claim_id) if job.next_claim_id else None
         at_work = job.state in (JobState.RUNNING, JobState.LEAVING)
         silent = at_work and active is not None and not active.connected
-        return planning.Snapshot(
+        snapshot = planning.Snapshot(
             job=job,
             active=active,
             next=following,
             now_s=self._clock.now_s(),
             silent_s=self._silent_s(job.id, silent),
         )
+        if not planning.looks_for_a_pool(snapshot):
+            self._looked.pop(job.id, None)
+            return snapshot
+        return msgspec.structs.replace(snapshot, chances=await self._chances(job))
+
+    async def _chances(self, job: Job) -> tuple[Chance, ...]:
+        """The pools that the job's next claim could be for; looked at now and then while it waits."""
+        now_s = self._clock.monotonic_s()
+        known = self._looked.get(job.id)
+        if known is not None and now_s - known[0] < planning.LOOK_S:
+            return known[1]
+        need = demand.NeedHost(
+            role="active",
+            away_from=planning.left_behind(job),
+            reason="",
+            purchase_options=(PurchaseOption.SPOT,),
+        )
+        claim = demand.wanted(job, need, job.ask, claim_id="", now_s=now_s)
+        pools = [p.value for p in await self._fleet.tables.pools.find()]
+        found: tuple[Chance, ...] = ()
+        with contextlib.suppress(Invalid):  # no pool is left: it may wait for one
+            ranked = await self._rank(claims.narrowed(claim, pools, self._clock.now_s()))
+            offers = [entry.offer for entry in ranked]
+            soon, hour = await self._odds(offers, SOON_H), await self._odds(offers, 1.0)
+            found = tuple(
+                Chance(
+                    pool=entry.offer.key,
+                    price=entry.usd_undisturbed_hour,
+                    soon=1.0 - lasts_soon,
+                    hour=1.0 - lasts,
+                )
+                for entry, lasts_soon, lasts in zip(ranked, soon, hour, strict=True)
+            )
+        self._looked[job.id] = now_s, found
+        return found
 
     def _silent_s(self, job_id: str, silent: bool) -> float:
         if not silent:
@@ -124,8 +174,8 @@ class JobController:
                 await self._drop_host(stored, instruction)
             case planning.StartRun():
                 return await self._start(stored, instruction.host_id, instruction.offer)
-            case planning.StopRun(host_id=host_id):
-                return await self._stop(stored.value, host_id)
+            case planning.StopRun():
+                return await self._stop(stored.value, instruction)
         return None
 
     def _change(self, job: Job, instruction: planning.Instruction) -> tuple[Job, str, str] | None:
@@ -136,6 +186,9 @@ class JobController:
                 begun = machine.begin(job, host_id, offer, now_s)
                 where = f"run {begun.epoch} on {host_id} ({offer.key})"
                 return begun, "RunBegun", where + _from(job)
+            case planning.Decided(where=where, reason=reason):
+                event = DECIDED[where] if where != job.where else ""
+                return machine.decided(job, where, reason), event, reason
             case planning.Leave(reason=reason):
                 return machine.leave(job, reason), "Leaving", reason
             case planning.Again(reason=reason, exit_code=code, failed=failed, keep_host=keep):
@@ -199,9 +252,9 @@ class JobController:
             return WATCH_S  # the host is leaving, or knows a later run: the next look decides
         return ASKED_S
 
-    async def _stop(self, job: Job, host_id: str) -> float:
+    async def _stop(self, job: Job, stop: planning.StopRun) -> float:
         try:
-            await self._jobs.stop(host_id, job.id, job.epoch, planning.STOP_GRACE_S)
+            await self._jobs.stop(stop.host_id, job.id, job.epoch, stop.grace_s)
         except RoostError:
             return WATCH_S
         return ASKED_S

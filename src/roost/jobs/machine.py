@@ -62,8 +62,13 @@ def begin(job: Job, host_id: str, offer: Offer, now_s: float) -> Job:
     )
 
 
+def decided(job: Job, where: str, why: str) -> Job:
+    """What the deadline asks for now."""
+    return msgspec.structs.replace(job, where=where, why=why)
+
+
 def leave(job: Job, reason: str) -> Job:
-    """The host goes away; the run there ends by itself."""
+    """The host goes away or is left: the run there ends, the next begins elsewhere."""
     return msgspec.structs.replace(step(job, S.LEAVING), leaving=reason)
 
 

@@ -88,6 +88,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float = 0.0
     stopping_s: float = 0.0
     ended_s: float | None = None
+    where: str = ""
+    """What ``deadline.py`` said last (``wait``, ``spot`` or ``on_demand``); empty = not asked."""
+    why: str = ""
+    """Its reason."""
     message: str = ""
     """What a person should know now."""
     tenant: str = DEFAULT_TENANT

@@ -191,7 +191,14 @@ class Control:
             lambda key: self.running.wake(key),
         )
         self.job_loop = JobController(
-            self.jobs, self.fleet, self.store, self.clock, self.ids, LinkedJobs(self.links)
+            self.jobs,
+            self.fleet,
+            self.store,
+            self.clock,
+            self.ids,
+            LinkedJobs(self.links),
+            self.rank,
+            self.odds,
         )
         self.running = KeyedQueue(
             self.job_loop.handle, on_error=self._failed, parallel=SESSIONS_AT_ONCE
@@ -207,7 +214,12 @@ class Control:
         """Offers for an ask, best first; in a thread, because it looks at 150,000 offers."""
         ranked = await asyncio.to_thread(self.market.rank, ask, RANKED)
         return [
-            RankedOffer(offer=r.offer, reason=r.reason, usd_useful_hour=r.usd_useful_hour)
+            RankedOffer(
+                offer=r.offer,
+                reason=r.reason,
+                usd_useful_hour=r.usd_useful_hour,
+                usd_undisturbed_hour=r.usd_undisturbed_hour,
+            )
             for r in ranked
         ]
 
@@ -387,7 +399,9 @@ class Control:
             views=views,
             load_image=image,
             check_ask=self.check_ask,
-            jobs=JobDoor(jobs=self.jobs, load_image=image, check_ask=self.check_ask),
+            jobs=JobDoor(
+                jobs=self.jobs, clock=self.clock, load_image=image, check_ask=self.check_ask
+            ),
             services=ServiceDoor(
                 services=self.serving.service,
                 loop=self.serving.loop,

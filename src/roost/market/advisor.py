@@ -103,6 +103,8 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     offer: Offer
     usd_useful_hour: float
+    usd_undisturbed_hour: float
+    """Without what losses cost."""
     survival_24h: Survival
     survival_known: bool
     performance: float | None
@@ -250,6 +252,7 @@ def _ranked(
         rank=number,
         offer=offer,
         usd_useful_hour=terms.total,
+        usd_undisturbed_hour=terms.total - terms.losses,
         survival_24h=lasts,
         survival_known=lasts.known,
         performance=None if speed is None else speed.relative,

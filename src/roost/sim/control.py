@@ -30,7 +30,7 @@ from roost.ports.store import Row, Store, StoryLine
 from roost.ports.values import Image, Notice
 from roost.sim.edge import SimEdge, SimPublisher, SimRoutes, SimServers
 from roost.sim.hosts import Hub, SimLinks
-from roost.sim.market import rank
+from roost.sim.market import odds, rank
 from roost.sim.world import Life, World
 
 T = TypeVar("T")
@@ -172,7 +172,7 @@ class ControlPlane:
         )
         self.jobs = JobService(self.store, clock, ids, blobs, lambda key: self.running.wake(key))
         self.job_loop = JobController(
-            self.jobs, self.fleet, self.store, clock, ids, LinkedJobs(self.links)
+            self.jobs, self.fleet, self.store, clock, ids, LinkedJobs(self.links), rank, odds
         )
         self.claims = KeyedQueue(self.fleet_loop.handle, on_error=self._failed)
         self.sessions = KeyedQueue(self.notebook_loop.handle, on_error=self._failed)

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from roost.jobs.model import Job, JobState
+from roost.jobs.plan import hurried, standing
 from roost.ports.store import Store, Table
 from roost.sim.jobs import SimRun
 from roost.sim.world import World
 
 ONCE = "a job is run to its end once"
+IN_TIME = "a job does not wait past the last moment for on demand"
+PATIENCE_S = 120.0
+"""How long the control plane may take to see that moment: it dies, its database is locked."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class JobScene:
         for job in jobs.values():
             for what in self._once(job):
                 self.world.violate(ONCE, what)
+            if _waits_too_long(job, self.world.now_s()):
+                self.world.violate(IN_TIME, f"{job.id} {job.where}: {job.why}")
             durable = self.world.job_steps.get(job.files, 0)
             self.floor.setdefault((job.id, job.epoch), durable)
         tokens = [job.token for job in jobs.values()]
@@ -85,6 +91,18 @@ class JobScene:
             if count != 1:
                 found.append(f"{job_id}: its story tells its end {count} times")
         return iter(found)
+
+
+def _waits_too_long(job: Job, now_s: float) -> bool:
+    if job.state is not JobState.ACCEPTED or job.claims or not hurried(job):
+        return False
+    late = standing(job, now_s).spare_s < -PATIENCE_S
+    return late and job.desired != "stopped" and now_s - _idle_since_s(job) > PATIENCE_S
+
+
+def _idle_since_s(job: Job) -> float:
+    """When its last run ended."""
+    return job.runs[-1].ended_s if job.runs else job.created_s
 
 
 def unsettled(jobs: Mapping[str, Job]) -> list[str]:

@@ -1,6 +1,8 @@
 """A small market for the simulated world: a handful of pools per cloud, ranked by price. Pure."""
 
 from collections.abc import Sequence
+from math import exp
+from zlib import crc32
 
 from roost.fleet.model import RankedOffer
 from roost.ports.errors import Invalid
@@ -33,8 +35,10 @@ def offers() -> list[Offer]:
             region=region,
             zone=f"{region}-{zone}" if zones > 1 else "",
             instance_type=f"{provider}-{type_}",
-            purchase_option=PurchaseOption.SPOT,
-            price_usd_hour=round(on_demand * (0.3 + 0.02 * r + 0.007 * zone), 6),
+            purchase_option=option,
+            price_usd_hour=on_demand
+            if option is PurchaseOption.ON_DEMAND
+            else round(on_demand * (0.3 + 0.02 * r + 0.007 * zone), 6),
             on_demand_usd_hour=on_demand,
             resources=Resources(vcpus=vcpus, memory_gib=memory_gib),
             notice_s=notice_s,
@@ -43,9 +47,12 @@ def offers() -> list[Offer]:
         for r, region in enumerate(regions)
         for zone in range(zones)
         for type_, vcpus, memory_gib, on_demand in _TYPES
+        for option in (PurchaseOption.SPOT, PurchaseOption.ON_DEMAND)
     ]
 
 
+_HAZARDS = (0.02, 0.1, 0.5, 2.0)
+"""Losses per hour of the pools, as far as anybody can tell."""
 OFFERS: Sequence[Offer] = tuple(offers())
 
 
@@ -55,7 +62,19 @@ async def rank(ask: Ask) -> Sequence[RankedOffer]:
     if not fitting:
         raise Invalid("no pool is left", hint="wait until avoided pools may be tried again")
     fitting.sort(key=lambda offer: (offer.price_usd_hour, offer.key))
-    return [RankedOffer(offer=o, reason=f"{o.price_usd_hour:.4f} USD/h") for o in fitting]
+    return [
+        RankedOffer(
+            offer=offer,
+            reason=f"{offer.price_usd_hour:.4f} USD/h",
+            usd_undisturbed_hour=offer.price_usd_hour,
+        )
+        for offer in fitting
+    ]
+
+
+async def odds(offers: Sequence[Offer], hours: float) -> list[float]:
+    """Implements ``fleet.model.Odds``: calm pools and shaky ones, always the same."""
+    return [exp(-_HAZARDS[crc32(o.key.encode()) % len(_HAZARDS)] * hours) for o in offers]
 
 
 def _fits(offer: Offer, ask: Ask) -> bool:
@@ -65,5 +84,6 @@ def _fits(offer: Offer, ask: Ask) -> bool:
         and offer.provider not in ask.avoid_clouds
         and offer.region not in ask.avoid_regions
         and offer.key not in ask.avoid_pools
+        and offer.purchase_option in ask.purchase_options
         and (not ask.clouds or offer.provider in ask.clouds)
     )

@@ -24,7 +24,7 @@ from roost.sim.faults import Streams, Swarm, draw_swarm
 from roost.sim.groups import GroupScene
 from roost.sim.hosts import Hub
 from roost.sim.job_checkers import JobScene
-from roost.sim.jobs import SimBlobs
+from roost.sim.jobs import STEP_S, SimBlobs
 from roost.sim.kernels import SimKernel
 from roost.sim.loop import run_virtual
 from roost.sim.provider import Machine, SimProvider
@@ -262,7 +262,9 @@ class Scenario:
         rng = self.world.stream(f"job {number}")
         steps = rng.randrange(1, 60)
         stops = rng.random() < 0.2
+        work_s, spare_s = self._hurry(number, steps)
         await asyncio.sleep(rng.uniform(0.0, 60.0))
+        asked_s = self.world.now_s()
 
         async def submit() -> str:
             made = await self.control.jobs.submit(
@@ -273,6 +275,8 @@ class Scenario:
                 image=Image(name="python", python="3.11"),
                 retries=1000,
                 token=f"asked-{number}",
+                deadline_s=None if spare_s is None else asked_s + work_s + spare_s,
+                work_s=work_s,
             )
             return made.id
 
@@ -283,6 +287,12 @@ class Scenario:
             await asyncio.sleep(rng.uniform(0.0, 200.0))
             self.jobs.stopped[job_id] = None
             await self._insist(lambda: self.control.jobs.stop(job_id))
+
+    def _hurry(self, number: int, steps: int) -> tuple[float, float | None]:
+        """How long a job takes by its owner's word, and its time to spare; None without a deadline."""
+        rng = self.world.stream(f"deadline {number}")
+        work_s = steps * STEP_S * rng.uniform(0.8, 1.5)
+        return work_s, rng.choice((None, rng.uniform(900.0, 2_400.0)))
 
     # --- disturbers --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from roost.fleet.model import (
     Instance,
     InstanceState,
     Pool,
+    RankedOffer,
     Spread,
 )
 from roost.fleet.service import join_token, token_hash
@@ -181,6 +182,23 @@ def test_every_claim_state_and_instance_state_has_a_plan() -> None:
     for c, i in itertools.product(ClaimState, [None, *InstanceState]):
         found = instance(i) if i else None
         planning.plan(planning.Snapshot(claim=claim(c), instance=found, now_s=1.0))
+
+
+def test_a_claim_for_one_pool_is_spent_where_another_would_be_tried() -> None:
+    refused = instance(S.FAILED, ended_reason="no capacity")
+    only = claim(prefer=offer().key, only=True)
+    (settle,) = planning.plan(planning.Snapshot(claim=only, instance=refused, now_s=1.0))
+    assert isinstance(settle, planning.Settle)
+    assert (settle.state, "no capacity" in settle.reason) == (ClaimState.SPENT, True)
+    (choose,) = planning.plan(
+        planning.Snapshot(claim=claim(prefer=offer().key), instance=refused, now_s=1.0)
+    )
+    assert isinstance(choose, planning.Choose)
+    others = [RankedOffer(offer=offer(zone="apne2-az2"), reason="")]
+    assert planning.preferred(others, only) is None
+    found = planning.preferred([*others, RankedOffer(offer=offer(), reason="")], only)
+    assert found is not None
+    assert found[0] == offer()
 
 
 def test_spread_and_refusals_narrow_the_ask() -> None:

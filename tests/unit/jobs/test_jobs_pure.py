@@ -202,7 +202,9 @@ def test_stopping_waits_for_the_last_save_but_not_for_ever() -> None:
     assert planned(job(**asked), None)[0].state is JobState.STOPPED  # type: ignore[union-attr]
     assert planned(job(JobState.RUNNING, **asked), host(run())) == [plan.Stopping()]
     stopping = job(JobState.STOPPING, **asked)
-    assert planned(stopping, host(run()), now_s=21.0) == [plan.StopRun(host_id="i-1")]
+    assert planned(stopping, host(run()), now_s=21.0) == [
+        plan.StopRun(host_id="i-1", grace_s=plan.STOP_GRACE_S)
+    ]
     (end,) = planned(stopping, host(run("dead", -15, told=True)), now_s=21.0)
     assert end == plan.End(state=JobState.STOPPED, reason="stopped by a person", exit_code=-15)
     late = planned(stopping, host(run()), now_s=20.0 + plan.STOP_LIMIT_S + 1)

@@ -198,6 +198,8 @@ def show(ctx: typer.Context, job: JobArgument = "", json: JsonOption = False) ->
         out.print(render.jobs([view]))
         if view.runs:
             out.print(render.runs(view))
+        if view.deadline is not None:
+            out.print(render.deadline(view.deadline, ended=view.state in ENDED))
         if view.message:
             out.print(f"[yellow]{view.message}[/]")
 

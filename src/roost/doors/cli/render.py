@@ -1,12 +1,21 @@
 """Tables of the views, shared by the commands and the demo."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from roost.client.model import CostView, HostView, JobView, MoveView, SessionView, StoryView
+from roost.client.model import (
+    CostView,
+    DeadlineView,
+    HostView,
+    JobView,
+    MoveView,
+    SessionView,
+    StoryView,
+)
 from roost.doors.cli.context import age, clock
 
 STATE_STYLE = {
@@ -118,6 +127,27 @@ def runs(view: JobView) -> Table:
             run.reason,
         )
     return table
+
+
+PLANS = {"wait": "waits", "spot": "on spot", "on_demand": "on demand"}
+
+
+def deadline(view: DeadlineView, *, ended: bool) -> Text:
+    """How a job stands to its deadline, what was decided for it, and why."""
+    late = "to spare" if view.spare_s >= 0 else "too little"
+    spare = f"{abs(view.spare_s) / 3600:.1f} h {late}"
+    words = f"deadline {_moment(view.at_s)}: {view.left_s / 3600:.1f} h of work left, {spare}"
+    if ended:
+        return Text(words, style="dim")
+    if view.where:
+        words += f"; {PLANS[view.where]}: {view.why}"
+    if view.on_demand_at_s is not None:
+        words += f"; on demand at {_moment(view.on_demand_at_s)} at the latest"
+    return Text(words)
+
+
+def _moment(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def moves(views: Sequence[MoveView]) -> Group:

@@ -6,12 +6,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from roost.client.model import JobView, MissingBlobs, RunView, StartJob
+from roost.client.model import DeadlineView, JobView, MissingBlobs, RunView, StartJob
 from roost.doors.rest.plumbing import answer, ask_of, one_of, read, read_bytes
 from roost.doors.rest.views import offer_view
 from roost.fleet.model import Spread
-from roost.jobs.model import Job
+from roost.jobs.deadline import Where
+from roost.jobs.model import Job, JobState
+from roost.jobs.plan import hurried, standing
 from roost.jobs.service import JobService
+from roost.ports.clock import Clock
 from roost.ports.errors import Invalid
 from roost.ports.files import CHUNK
 from roost.ports.values import Ask, Image
@@ -28,10 +31,12 @@ class JobDoor:
         self,
         *,
         jobs: JobService,
+        clock: Clock,
         load_image: Callable[[str], Image],
         check_ask: Callable[[Ask], Awaitable[None]],
     ) -> None:
         self._jobs = jobs
+        self._clock = clock
         self._load_image = load_image
         self._check_ask = check_ask
 
@@ -69,20 +74,20 @@ class JobDoor:
             work_s=body.work_s,
             token=body.token,
         )
-        return answer(job_view(job), status=201)
+        return answer(self._view(job), status=201)
 
     async def list_jobs(self, _request: Request) -> Response:
         """All jobs."""
-        return answer([job_view(job) for job in await self._jobs.list_all()])
+        return answer([self._view(job) for job in await self._jobs.list_all()])
 
     async def show(self, request: Request) -> Response:
         """One job by id or name."""
-        return answer(job_view(await self._job(request)))
+        return answer(self._view(await self._job(request)))
 
     async def stop(self, request: Request) -> Response:
         """End a job; its files and output stay."""
         job = await self._job(request)
-        return answer(job_view(await self._jobs.stop(job.id)))
+        return answer(self._view(await self._jobs.stop(job.id)))
 
     async def output(self, request: Request) -> Response:
         """What it has printed, from byte ``?offset=`` on."""
@@ -117,8 +122,11 @@ class JobDoor:
     async def _job(self, request: Request) -> Job:
         return await self._jobs.get(request.path_params["id"])
 
+    def _view(self, job: Job) -> JobView:
+        return job_view(job, self._clock.now_s())
 
-def job_view(job: Job) -> JobView:
+
+def job_view(job: Job, now_s: float) -> JobView:
     """A job as clients see it."""
     return JobView(
         id=job.id,
@@ -149,5 +157,21 @@ def job_view(job: Job) -> JobView:
         created_s=job.created_s,
         ended_s=job.ended_s,
         message=job.message,
-        deadline_s=job.deadline_s,
+        deadline=deadline_view(job, now_s),
+    )
+
+
+def deadline_view(job: Job, now_s: float) -> DeadlineView | None:
+    """How a job stands, or stood when it ended, to its deadline."""
+    if job.deadline_s is None:
+        return None
+    stands = standing(job, job.ended_s or now_s)
+    waits = job.state is JobState.ACCEPTED and hurried(job) and job.where != Where.ON_DEMAND
+    return DeadlineView(
+        at_s=job.deadline_s,
+        left_s=stands.left_s,
+        spare_s=stands.slack_s,
+        where=job.where,
+        why=job.why,
+        on_demand_at_s=now_s + max(0.0, stands.spare_s) if waits else None,
     )

@@ -272,8 +272,6 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
 
 Uses = Callable[[Sequence[str]], Awaitable[Mapping[str, HostUse]]]
 """What stands on the hosts of these ids; those it does not know are empty."""
-Odds = Callable[[Sequence[Offer], float], Awaitable[Sequence[float]]]
-"""The probability of each offer that an instance of it lasts so many hours."""
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,6 @@ from roost.fleet.groups.model import (
     Member,
     MemberState,
     MemberView,
-    Odds,
     Refresh,
     RefreshState,
     Template,
@@ -25,7 +24,7 @@ from roost.fleet.groups.model import (
 )
 from roost.fleet.groups.risk import beside
 from roost.fleet.groups.snapshot import COMING, GOING
-from roost.fleet.model import ClaimView
+from roost.fleet.model import ClaimView, Odds
 from roost.fleet.service import FleetService
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Gone, Invalid

@@ -7,13 +7,12 @@ greedy            the first pool that is up; on demand when only work + 2 restar
 ewma              greedy with the pool of the highest availability over the last 24 h
 uniform-progress  Uniform Progress (Wu et al., "Can't Be Late", NSDI 2024, section 4), first pool that
                   is up
-roost             ``jobs/deadline.py``, pool by the money rule
+roost             ``jobs/deadline.py``, as running jobs are decided
 """
 
 from collections.abc import Sequence
 
-from roost.jobs.deadline import Standing, Where, decide
-from roost.market import decision
+from roost.jobs.deadline import SOON_H, Chance, Standing, Where, decide
 from roost.sim.backtest.job import Progress
 from roost.sim.backtest.pools import ON_DEMAND
 from roost.sim.backtest.seen import HORIZONS_H, Seen
@@ -75,17 +74,14 @@ class UniformProgress(GreedyJob):
 
 
 class RoostJob:
-    """Where ``jobs/deadline.py`` says; which pool by the money rule: price, and a restart at every
-    loss."""
+    """Where ``jobs/deadline.py`` says."""
 
-    PLACE, RISK_AT = 0, 1
-    """Numbers of the horizons: pools are ordered by the next 10 min (told apart best there), judged by
-    the next hour."""
+    SOON, HOUR = HORIZONS_H.index(SOON_H), HORIZONS_H.index(1.0)
+    """Numbers of the horizons that it asks for."""
 
     def where(self, seen: Seen, progress: Progress) -> int | None:
         task, place = progress.task, progress.place
         on = Where.WAIT if place is None else Where.ON_DEMAND if place == ON_DEMAND else Where.SPOT
-        best, risk = self._best(seen, task.restart_s)
         standing = Standing(
             work_s=task.work_s,
             left_s=progress.left_s,
@@ -95,31 +91,19 @@ class RoostJob:
             look_s=seen.gap_s,
             on=on,
         )
-        verdict = decide(standing, risk)
-        return {
-            Where.STAY: place,
-            Where.SPOT: best,
-            Where.WAIT: None,
-            Where.ON_DEMAND: ON_DEMAND,
-        }[verdict.where]
+        verdict = decide(standing, () if on is Where.SPOT else self._chances(seen))
+        if verdict.where is Where.SPOT:
+            return int(verdict.pool)
+        return {Where.STAY: place, Where.WAIT: None, Where.ON_DEMAND: ON_DEMAND}[verdict.where]
 
-    def _best(self, seen: Seen, restart_s: float) -> tuple[int | None, float | None]:
-        losses = seen.forecasts.p_loss(seen.tick, self.PLACE)
-        hours = HORIZONS_H[self.PLACE]
-        rates = {
-            z: decision.rate(
-                seen.price[z],
-                1.0,
-                decision.hazard_hour(losses[z], hours),
-                decision.loss_usd(seen.price[z], restart_s),
-            )
+    def _chances(self, seen: Seen) -> list[Chance]:
+        soon = seen.forecasts.p_loss(seen.tick, self.SOON)
+        hour = seen.forecasts.p_loss(seen.tick, self.HOUR)
+        return [
+            Chance(pool=str(z), price=seen.price[z], soon=soon[z], hour=hour[z])
             for z in range(len(seen.zones))
             if seen.up[z] and not seen.refuses(z)
-        }
-        best = decision.best_place(rates, dict(enumerate(seen.regions)))
-        if best is None:
-            return None, None
-        return best, seen.forecasts.p_loss(seen.tick, self.RISK_AT)[best]
+        ]
 
 
 def _must(seen: Seen, progress: Progress) -> bool:
