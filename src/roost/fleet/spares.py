@@ -1,14 +1,16 @@
 """How many spare replicas a service keeps: none while all is calm, one while trouble is likely. Pure.
 
 A spare that always stands costs 1/N of the service. Most of what it is worth it is worth in few hours:
-when the summed risk of the replicas being taken within ten minutes is high. Used by fleet and by the
-backtest alike.
+when the summed risk of the replicas being taken within ten minutes is high. Called by groups of hosts and
+by the backtest alike.
 """
 
 from collections.abc import Sequence
 
 RISK = 0.05
 """Summed ten-minute risk from which on a spare stands by."""
+LINE = 2.0 * RISK
+"""The same for spares that stand in for a whole pool: those are mostly two or more."""
 CALM = 0.6
 """A spare goes again when the risk falls below this share of ``RISK``: no coming and going around the
 line."""
@@ -47,3 +49,21 @@ def covering(spares: int, replicas: int, pools: int) -> int:
     if not spares:
         return 0
     return next((s for s in range(spares, replicas + 1) if replicas + s <= pools * s), 0)
+
+
+def kept(risks: Sequence[float], standing: int, replicas: int, pools: int) -> int:
+    """How many spares a service of ``replicas`` keeps now: enough to stand in for a whole pool while the
+    risk is high, else none.
+
+    ``risks``: of each that stands, ``exposed``; the safest ``replicas`` of them count. ``standing``: its
+    spares now. ``pools``: how many it may stand in.
+    """
+    safest = sorted(risks)[:replicas]
+    return covering(spares(safest, standing, threshold=LINE, most=replicas), replicas, pools)
+
+
+def exposed(risk: float, cold_start_s: float, notice_s: float) -> float:
+    """The ten-minute risk of a loss as far as it is felt: a loss that the notice covers needs no spare, one
+    it covers half is worth half a spare."""
+    missing_s = max(0.0, cold_start_s - notice_s)
+    return risk * missing_s / cold_start_s if missing_s else 0.0

@@ -54,6 +54,7 @@ from roost.main.sessions import SessionRoutes, SessionServers
 from roost.main.settings import StateDir, settings
 from roost.main.usage import UsageRoom
 from roost.market.catalogue import Catalogue
+from roost.market.decision import REGION_SHARE
 from roost.market.history import History
 from roost.market.live import newest
 from roost.market.service import Market
@@ -230,7 +231,8 @@ class Control:
     def group_defaults(self, name: str) -> GroupSpec:
         """A group that is made because a service needs it."""
         image = load_image(settings(str(self.state.root)).image)
-        return GroupSpec(name=name, ask=Ask(vcpus=2, memory_gib=4), image=image)
+        ask = Ask(vcpus=2, memory_gib=4)
+        return GroupSpec(name=name, ask=ask, image=image, region_share=REGION_SHARE)
 
     async def check_ask(self, ask: Ask) -> None:
         """``Invalid`` naming the constraint that leaves nothing."""

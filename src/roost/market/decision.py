@@ -17,6 +17,10 @@ CHEAPER_TYPES = 15
 designs/spot-consolidation.md)."""
 SAME_REGION = 1.02
 """How much dearer a place counts in the region where a machine was just lost."""
+REGION_SHARE = 1 / 3
+"""Of a service, in one region at most: the pools of a region are lost together."""
+ALIKE = 1.1
+"""Pools are spread over evenly that cost at most so much more than the cheapest one with room."""
 SURELY = 1e-4
 """No forecast is surer than this of a loss."""
 MARGIN = 2.0
@@ -52,8 +56,8 @@ def may_move_for_price(cheaper_types: int) -> bool:
 
 
 def region_cap(replicas: int) -> int:
-    """How many of a service's replicas may stand in one region: a third, at least one."""
-    return max(1, ceil(replicas / 3))
+    """How many of a service's replicas may stand in one region: ``REGION_SHARE``, at least one."""
+    return max(1, ceil(replicas * REGION_SHARE - 1e-9))
 
 
 # --- stay or move ------------------------------------------------------------------------------------
@@ -102,19 +106,34 @@ def best_place(
     return found
 
 
+def apart(
+    rates: Mapping[Place, float],
+    prices: Mapping[Place, float],
+    in_pool: Mapping[Place, int],
+) -> Place:
+    """The place for one more of a service, of those of ``rates``: apart from the others, then by rate.
+
+    A pool is lost as a whole: of the pools that cost about the same (``ALIKE``) the one that holds fewest
+    of them (``in_pool``) goes first.
+    """
+    cheapest = min(prices[place] for place in rates)
+    alike = (place for place in rates if prices[place] <= ALIKE * cheapest)
+    return min(alike, key=lambda place: (in_pool.get(place, 0), rates[place]))
+
+
 def spread_out(
     replicas: int,
     rates: Mapping[Place, float],
+    prices: Mapping[Place, float],
     regions: Mapping[Place, str],
     standing: Sequence[Place] = (),
     room: Callable[[Place], int] = lambda place: 1 << 30,
 ) -> list[Place]:
-    """Where ``replicas`` more of a service go: apart, then by rate, ``region_cap`` of the whole a
-    region at most.
+    """Where ``replicas`` more of a service go: ``apart``, ``region_cap`` of the whole a region at most.
 
-    A pool is lost as a whole: the one that holds fewest of them goes first. ``standing``: where its
-    replicas are now. ``room(place)``: how many more fit there. Where the cap leaves nothing, it is
-    filled further rather than nothing launched; fewer than asked for when all is full.
+    ``standing``: where its replicas are now. ``room(place)``: how many more fit there. Where the cap
+    leaves nothing, it is filled further rather than nothing launched; fewer than asked for when all is
+    full.
     """
     cap = region_cap(replicas + len(standing))
     in_region = Counter(regions[place] for place in standing)
@@ -125,7 +144,7 @@ def spread_out(
         if not free:
             break
         under = [place for place in free if in_region[regions[place]] < cap]
-        place = min(under or free, key=lambda p: (in_pool[p], rates[p]))
+        place = apart({p: rates[p] for p in under or free}, prices, in_pool)
         chosen.append(place)
         in_region[regions[place]] += 1
         in_pool[place] += 1

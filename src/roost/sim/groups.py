@@ -69,7 +69,7 @@ class GroupScene:
         """What must hold at every moment."""
         for group in groups.values():
             mine = [m for m in members.values() if m.parent == group.id]
-            if len(mine) > MOST + group.spec.warm.size + group.spec.spares + OVERHANG:
+            if len(mine) > MOST + group.spec.warm.size + group.spares + OVERHANG:
                 yield f"{group.id} has {len(mine)} hosts"
 
     async def groups(self) -> dict[str, Group]:

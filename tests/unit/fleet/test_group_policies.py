@@ -20,7 +20,7 @@ from roost.fleet.groups.model import (
 from roost.fleet.groups.service import RefreshWish
 from roost.ports.errors import Conflict, Invalid
 from roost.ports.provider import InstanceState
-from roost.ports.values import Image
+from roost.ports.values import Allocation, Image
 from tests.support.groups import ON_DEMAND, SPOT, GroupWorld, offer
 
 
@@ -109,7 +109,7 @@ async def test_spares_stand_by_while_the_risk_is_high(world: GroupWorld) -> None
     await world.create(min=3, spares=1)
     await world.after(70)
     assert len(world.cloud.live()) == 3
-    world.lasts = {o.key: 0.95 for o in world.offers}
+    world.lasts = {o.key: 0.9 for o in world.offers}
     await world.after(70)
     assert len(await world.ready()) == 4
     world.lasts = {}
@@ -118,8 +118,33 @@ async def test_spares_stand_by_while_the_risk_is_high(world: GroupWorld) -> None
     assert any("summed risk" in line for line in await world.told())
 
 
+async def test_as_many_spares_as_stand_in_for_a_whole_pool(
+    world: GroupWorld,
+) -> None:
+    risky = {o.key: 0.92 for o in world.offers}
+    await world.create(min=4)
+    await world.after(70)
+    pools = {world.cloud.offers[h].key for h in world.cloud.live()}
+    assert len(pools) == 4, "one in each"
+    world.lasts = risky
+    await world.after(70)
+    assert len(await world.ready()) == 6, "four pools: two stand in for any"
+    told = [line for line in await world.told() if "Spares" in line or "spare" in line]
+    assert any("60 s of boot" in line for line in told)
+
+
+async def test_no_spares_where_the_notice_covers_the_boot(world: GroupWorld) -> None:
+    world.offers = [msgspec.structs.replace(o, notice_s=120.0) for o in world.offers]
+    await world.create(min=4)
+    world.lasts = {o.key: 0.8 for o in world.offers}
+    await world.after(140)
+    assert len(await world.ready()) == 4
+
+
 async def test_a_spare_stands_by_while_a_sibling_is_taken(world: GroupWorld) -> None:
-    await world.create(min=3, spares=1, region_share=1.0, pool_share=0.5)
+    await world.create(
+        min=4, spares=1, region_share=1.0, pool_share=1.0, allocation=Allocation.LOWEST_PRICE
+    )
     await world.after(70)
     ready = await world.ready()
     regions = {h: world.cloud.offers[h].region for h in ready}
@@ -131,7 +156,7 @@ async def test_a_spare_stands_by_while_a_sibling_is_taken(world: GroupWorld) -> 
     beside = {h.host_id: h.survival for h in await world.hosts()}
     assert all(beside[h] <= 0.9 for h in ready if regions[h] == regions[taken])
     await world.after(8000, step_s=60)
-    assert len(world.cloud.live()) == 3, "calm again"
+    assert len(world.cloud.live()) == 4, "calm again"
 
 
 async def test_a_rebalance_recommendation_is_followed_when_the_next_is_ready(

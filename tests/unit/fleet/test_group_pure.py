@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from roost.fleet.groups.size import on_demand_floor
 from roost.fleet.machine import InvalidTransition
 from roost.fleet.model import RankedOffer
 from roost.ports.errors import Invalid
-from roost.ports.values import Ask
+from roost.ports.values import Allocation, Ask
 from tests.support.groups import IMAGE, offer
 
 HOUR_S = 3600.0
@@ -47,16 +48,27 @@ def zones(found: list[RankedOffer]) -> list[str]:
 def test_pools_and_regions_have_their_share() -> None:
     pools = ranked("r1a", "r1b", "r2a")
     one = spec(pool_share=0.5, region_share=1.0)
-    assert zones(allocate(one, pools, [], 4)) == ["r1a", "r1a", "r1b", "r1b"]
-    assert zones(allocate(spec(pool_share=0.5, region_share=0.5), pools, [], 4)) == [
-        "r1a",
-        "r1a",
-        "r2a",
-        "r2a",
-    ]
+    assert zones(allocate(one, pools, [], 4)) == ["r1a", "r1b", "r2a", "r1a"]
+    halves = spec(pool_share=0.5, region_share=0.5)
+    assert zones(allocate(halves, pools, [], 4)) == ["r1a", "r1b", "r2a", "r2a"]
     held = [offer("r1a"), offer("r1a")]
-    assert zones(allocate(one, pools, held, 2)) == ["r1b", "r1b"]
+    assert zones(allocate(one, pools, held, 2)) == ["r1b", "r2a"]
     assert zones(allocate(spec(), pools, held, 2)) == ["r2a", "r2a"], "by default two regions"
+
+
+def test_even_over_pools_that_cost_about_the_same_in_order_where_an_order_was_asked_for() -> None:
+    prices = {"r1a": 1.0, "r2a": 1.05, "r3a": 1.5}
+    pools = [
+        msgspec.structs.replace(entry, usd_undisturbed_hour=prices[entry.offer.zone])
+        for entry in ranked(*prices)
+    ]
+    one = spec(pool_share=0.5, region_share=1.0)
+    assert zones(allocate(one, pools, [], 4)) == ["r1a", "r2a", "r1a", "r2a"]
+    alone = [pools[0], pools[2]]
+    assert zones(allocate(one, alone, [], 4)) == ["r1a", "r1a", "r3a", "r3a"], "by its share"
+    for order in (Allocation.LOWEST_PRICE, Allocation.PRIORITIZED):
+        first = spec(pool_share=0.5, region_share=1.0, allocation=order)
+        assert zones(allocate(first, pools, [], 4)) == ["r1a", "r1a", "r2a", "r2a"]
 
 
 def test_a_share_gives_way_before_a_host_is_missing_and_a_tier_does_not() -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from roost.fleet.model import RankedOffer
 from roost.fleet.plan import first
-from roost.fleet.spares import CALM, RISK, covering, spares
+from roost.fleet.spares import CALM, LINE, RISK, covering, exposed, kept, spares
 from roost.ports.values import Offer, PurchaseOption, Resources
 
 risks = st.lists(st.floats(0, 1), max_size=8)
@@ -63,3 +63,13 @@ def test_spares_stand_in_for_a_whole_pool_or_are_none() -> None:
     assert covering(1, 4, 3) == 2  # two in each: one spare would not make up for two
     assert covering(1, 4, 2) == 4
     assert covering(1, 4, 1) == 0  # all in one pool: they would be lost with the others
+
+
+def test_a_loss_that_the_notice_covers_needs_no_spare() -> None:
+    risk = LINE / 3
+    bare = [exposed(risk, 120.0, 0.0)] * 4
+    assert kept(bare, 0, 4, 9) == 1
+    assert kept(bare, 0, 4, 3) == 2, "two in a pool"
+    assert kept([exposed(risk, 120.0, 60.0)] * 4, 0, 4, 9) == 0, "half as much"
+    assert kept([exposed(1.0, 120.0, 120.0)] * 4, 0, 4, 9) == 0
+    assert kept([*bare, 1.0], 0, 4, 9) == 1, "the safest four"

@@ -62,19 +62,22 @@ def test_price_alone_moves_only_while_many_cheaper_types_remain() -> None:
 
 def test_replicas_spread_over_pools_and_regions() -> None:
     rates = {"a1": 0.1, "a2": 0.2, "b1": 0.3, "c1": 0.4}
-    assert spread_out(3, rates, REGIONS) == ["a1", "b1", "c1"]  # a third a region
-    assert spread_out(4, rates, REGIONS) == ["a1", "a2", "b1", "c1"]
-    assert spread_out(1, rates, REGIONS, standing=["a1", "a2", "b1"]) == ["c1"]
-    assert spread_out(4, {"a1": 0.1}, REGIONS) == ["a1"] * 4  # rather there than nowhere
-    assert spread_out(4, {"a1": 0.1}, REGIONS, room=lambda place: 2) == ["a1"] * 2
-    assert spread_out(2, {}, REGIONS) == []
+    same = dict.fromkeys(rates, 0.1)
+    assert spread_out(3, rates, same, REGIONS) == ["a1", "b1", "c1"]  # a third a region
+    assert spread_out(4, rates, same, REGIONS) == ["a1", "a2", "b1", "c1"]
+    assert spread_out(1, rates, same, REGIONS, standing=["a1", "a2", "b1"]) == ["c1"]
+    one = {"a1": 0.1}
+    assert spread_out(4, one, same, REGIONS) == ["a1"] * 4  # rather there than nowhere
+    assert spread_out(4, one, same, REGIONS, room=lambda place: 2) == ["a1"] * 2
+    assert spread_out(2, {}, same, REGIONS) == []
     two = {"a1": 0.1, "b1": 0.9}
-    assert sorted(spread_out(4, two, REGIONS)) == [
-        "a1",
-        "a1",
-        "b1",
-        "b1",
-    ]  # a pool is lost as a whole
+    found = spread_out(4, two, same, REGIONS)
+    assert sorted(found) == ["a1", "a1", "b1", "b1"]  # a pool is lost as a whole
+
+
+def test_pools_that_cost_more_are_not_paid_for_evenness() -> None:
+    rates = {"a1": 0.10, "b1": 0.105, "c1": 0.15}
+    assert spread_out(3, rates, rates, dict.fromkeys(rates, "x")) == ["a1", "b1", "a1"]
 
 
 @given(st.integers(1, 12), st.permutations(sorted(REGIONS)))
@@ -82,6 +85,6 @@ def test_no_region_holds_more_than_a_third_while_others_have_room(
     replicas: int, order: list[str]
 ) -> None:
     rates = {place: 0.1 * number for number, place in enumerate(order)}
-    chosen = spread_out(min(replicas, 3), rates, REGIONS)
+    chosen = spread_out(min(replicas, 3), rates, dict.fromkeys(rates, 1.0), REGIONS)
     most = max(sum(REGIONS[p] == region for p in chosen) for region in "abc")
     assert most <= region_cap(min(replicas, 3))

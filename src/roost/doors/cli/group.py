@@ -61,7 +61,10 @@ PoolShare = Annotated[
 RegionShare = Annotated[
     float | None, typer.Option(help="Most of the hosts in one region, 0 to 1 (0.5).")
 ]
-Spares = Annotated[int | None, typer.Option(help="Hosts above desired while risk is high (0).")]
+Spares = Annotated[
+    int | None,
+    typer.Option(help="Most hosts above desired while risk is high (those of the fullest pool)."),
+]
 WarmSize = Annotated[int | None, typer.Option("--warm", help="Hosts prepared in advance (0).")]
 WarmState = Annotated[str | None, typer.Option("--warm-state", help="running or stopped.")]
 WarmReuse = Annotated[

@@ -43,7 +43,7 @@ def _sizes(spec: GroupSpec) -> None:
         raise Invalid(f"max {spec.max} is too large", hint=f"at most {MOST_HOSTS} hosts")
     if not 1 <= spec.slots <= MOST_SLOTS:
         raise Invalid(f"a host cannot have {spec.slots} slots", hint=f"1 to {MOST_SLOTS}")
-    if not 0 <= spec.warm.size <= MOST_HOSTS or not 0 <= spec.spares <= MOST_HOSTS:
+    if not 0 <= spec.warm.size <= MOST_HOSTS or not 0 <= (spec.spares or 0) <= MOST_HOSTS:
         raise Invalid("the warm pool and the spares cannot be below zero")
     if spec.on_demand_base < 0:
         raise Invalid(f"on-demand base {spec.on_demand_base} is below zero")

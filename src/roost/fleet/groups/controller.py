@@ -26,16 +26,19 @@ from roost.fleet.groups.snapshot import (
 )
 from roost.fleet.model import Claim, ClaimState, InstanceState, Rank, RankedOffer
 from roost.fleet.service import FleetService
+from roost.fleet.spares import CALM, RISK
 from roost.kit.ids import Ids
 from roost.ports.clock import Clock
 from roost.ports.errors import Conflict, Invalid
 from roost.ports.store import Row, Store, StoryLine
-from roost.ports.values import Offer
+from roost.ports.values import Offer, PurchaseOption
 
 WATCH_S = 1.0
 SLOWEST_S = 5.0
 BIG = 200
 """Hosts from which on a quiet group is looked at less often: every change wakes it anyway."""
+LOOK_S = 60.0
+"""Between looks at how many pools there are."""
 LAUNCHES = 50
 """Claims written in one round."""
 
@@ -62,6 +65,8 @@ class GroupController:
         self._rank = rank
         self._on_change = on_change
         self._shown: dict[str, object] = {}
+        self._looked: dict[str, tuple[float, int]] = {}
+        """When the market was looked at last for each group under risk, and how many pools there were."""
 
     async def keys(self) -> list[str]:
         """All groups that need looking after."""
@@ -72,19 +77,32 @@ class GroupController:
         stored = await self._groups.groups.get(group_id)
         if stored is None or stored.value.state is GroupState.DELETED:
             self._shown.pop(group_id, None)
+            self._looked.pop(group_id, None)
             return None
         group = stored.value
         views = await self._groups.views(group)
         self._listen(views)
         self._tell(group, views)
         now_s = self._clock.now_s()
-        snapshot = Snapshot(group=group, members=views, now_s=now_s)
+        pools = await self._pools(group, views)
+        snapshot = Snapshot(group=group, members=views, now_s=now_s, pools=pools)
         instructions = planning.plan(snapshot)
         acted = [await self._run(instruction, snapshot) for instruction in instructions]
         if any(acted):
             return 0.0
         await self._say(snapshot, "no tier has room" if instructions else "")
         return min(SLOWEST_S, max(WATCH_S, len(views) / BIG))
+
+    async def _pools(self, group: Group, views: Sequence[MemberView]) -> int:
+        """How many spot pools give hosts now; looked at now and then, while risk could call for spares."""
+        if sum(view.risk for view in views) <= RISK * CALM:
+            return 0
+        now_s = self._clock.monotonic_s()
+        known = self._looked.get(group.id)
+        if known is None or now_s - known[0] >= LOOK_S:
+            ranked = await self._ranked(group, LaunchOrder(option=PurchaseOption.SPOT))
+            known = self._looked[group.id] = now_s, len(ranked)
+        return known[1]
 
     def _listen(self, views: Sequence[MemberView]) -> None:
         """Note since when hosts are silent, or idle."""
@@ -200,6 +218,11 @@ class GroupController:
         self, group: Group, order: LaunchOrder, held: Sequence[Offer], count: int
     ) -> tuple[list[RankedOffer], bool]:
         """Where new hosts go, and whether anything is to be had at all."""
+        ranked = await self._ranked(group, order)
+        return allocate(group.spec, ranked, held, count), bool(ranked)
+
+    async def _ranked(self, group: Group, order: LaunchOrder) -> list[RankedOffer]:
+        """What is to be had, best first."""
         pools = [p.value for p in await self._fleet.tables.pools.find()]
         ask = claims.narrowed(self._claim(group, order), pools, self._clock.now_s())
         # Each tier on its own: the dear clouds of a first tier would be no short list's best.
@@ -208,7 +231,7 @@ class GroupController:
         for some in clouds:
             with contextlib.suppress(Invalid):
                 ranked += await self._rank(msgspec.structs.replace(ask, clouds=some))
-        return allocate(group.spec, ranked, held, count), bool(ranked)
+        return ranked
 
     def _claim(self, group: Group, order: LaunchOrder) -> Claim:
         spec = group.spec

@@ -126,8 +126,9 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     """At most this share of the hosts in one pool, as far as others are to be had."""
     region_share: float = 0.5
     """The same for one region: a second region removes most joint losses, a second zone does not."""
-    spares: int = 0
-    """At most so many hosts above desired while the risk of losing some is high."""
+    spares: int | None = None
+    """At most so many hosts above desired while the risk of losing some is high; None = as many as stand in
+    for a whole pool."""
     rebalance: bool = True
     """Replace a host at its cloud's rebalance recommendation already."""
     drain_s: float = 300.0

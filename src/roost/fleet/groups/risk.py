@@ -16,7 +16,8 @@ from roost.market.refusals import Refusal
 from roost.ports.values import Offer, PurchaseOption
 
 SIBLING = 0.1
-"""Risk within ten minutes beside a host that is taken, at least: twice ``spares.RISK``."""
+"""Risk within ten minutes beside a host that is taken, at least (of the nine zones 0.125, twice any
+pool's 0.057)."""
 
 
 def beside(

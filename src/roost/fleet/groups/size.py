@@ -9,6 +9,7 @@ that serves goes only when enough others are ready.
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil
+from statistics import median
 
 import msgspec
 
@@ -32,7 +33,8 @@ from roost.fleet.groups.snapshot import (
     Snapshot,
     Update,
 )
-from roost.fleet.spares import spares
+from roost.fleet.plan import BOOT_LIMIT_S
+from roost.fleet.spares import exposed, kept
 from roost.ports.values import PurchaseOption
 
 M = MemberState
@@ -88,14 +90,39 @@ def resize(s: Snapshot) -> list[Instruction]:
 
 
 def _spares(s: Snapshot) -> Update | None:
-    group = s.group
-    risks = [view.risk for view in s.counted if view.member.state is M.SERVING]
-    wanted = spares(risks, group.spares, most=group.spec.spares) if group.spec.spares else 0
+    group, most = s.group, s.group.spec.spares
+    standing = [view for view in s.counted if view.member.state is M.SERVING]
+    cold_start_s = _cold_start_s(s)
+    risks = [exposed(view.risk, cold_start_s, _notice_s(view)) for view in standing]
+    pools = max(s.pools, len({_pool(view) for view in standing}))
+    wanted = kept(risks, group.spares, group.wanted, pools)
+    if most is not None:
+        wanted = min(wanted, most)
     if wanted == group.spares:
         return None
-    reason = f"summed risk of a loss within ten minutes {sum(risks):.3f} of {len(risks)} hosts"
+    reason = (
+        f"summed risk of a loss within ten minutes {sum(risks):.3f} of {len(risks)} hosts, as far as their "
+        f"notices do not cover {cold_start_s:.0f} s of boot"
+    )
     changed = msgspec.structs.replace(group, spares=wanted)
     return Update(group=changed, event=f"Spares {wanted}", reason=reason)
+
+
+def _cold_start_s(s: Snapshot) -> float:
+    """How long a host takes to come, by those that came."""
+    took = [
+        instance.ready_s - instance.created_s
+        for view in s.members
+        if view.claim is not None
+        and (instance := view.claim.instance) is not None
+        and instance.ready_s is not None
+    ]
+    return median(took) if took else BOOT_LIMIT_S
+
+
+def _notice_s(view: MemberView) -> float:
+    instance = view.claim.instance if view.claim is not None else None
+    return 0.0 if instance is None else instance.offer.notice_s
 
 
 # --- more -------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberView, ...]
     """Those that have not ended, by id."""
     now_s: float
+    pools: int = 0
+    """How many spot pools gave hosts when the market was looked at last."""
 
     def pick(self, test: Callable[[MemberView], bool]) -> list[MemberView]:
         """The members that pass."""

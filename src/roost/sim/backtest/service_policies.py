@@ -13,9 +13,8 @@ roost        the money rule, spread over regions, risk-gated spares (``fleet/spa
 
 from collections import Counter
 from collections.abc import Sequence
-from math import inf
 
-from roost.fleet.spares import RISK, covering, spares
+from roost.fleet.spares import exposed, kept
 from roost.market import decision
 from roost.sim.backtest.pools import ON_DEMAND
 from roost.sim.backtest.seen import HORIZONS_H, Seen
@@ -104,33 +103,26 @@ class RoostService:
     PLACE, RISK_AT = 1, 0
     """Numbers of the horizons: 1 h for rates, 10 min for the risk that spares are kept for."""
 
-    LINE = 2.0 * RISK
-    """Spares that stand in for a whole pool are mostly two or more: twice the line of one."""
-
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         missing_s = max(0.0, timing.launch_s - timing.notice_s)
-        # A loss that the notice covers needs no spare; one it covers half is worth half a spare.
-        self._threshold = self.LINE * timing.launch_s / missing_s if missing_s > 0 else inf
         self._loss = decision.loss_usd(timing.downtime_weight, max(timing.freeze_s, missing_s))
         self._regions: dict[int, str] = {}
+        self._prices: dict[int, float] = {}
         self._spares = 0
 
     def plan(self, seen: Seen, replicas: Sequence[Replica], wanted: int) -> Plan:
         self._regions = dict(enumerate(seen.regions))
+        self._prices = dict(enumerate(seen.price))
         rates = self._rates(seen)
         staying = [r for r in replicas if not r.told and not r.leaving]
         spot = [r for r in staying if r.place != ON_DEMAND]
         bridges = [r for r in staying if r.place == ON_DEMAND]
         risks = seen.forecasts.p_loss(seen.tick, self.RISK_AT)
-        best_first = sorted(spot, key=lambda r: risks[r.place])
-        number = spares(
-            [risks[r.place] for r in best_first[:wanted]],
-            self._spares,
-            threshold=self._threshold,
-            most=wanted,
-        )
-        self._spares = covering(number, wanted, len({*rates, *(r.place for r in spot)}))
+        timing = self._timing
+        felt = [exposed(risks[r.place], timing.launch_s, timing.notice_s) for r in spot]
+        pools = len({*rates, *(r.place for r in spot)})
+        self._spares = kept(felt, self._spares, wanted, pools)
         plan = Plan()
         self._fill(plan, seen, rates, spot, bridges, wanted)
         if not plan.launch:
@@ -159,7 +151,7 @@ class RoostService:
         missing = wanted + self._spares - len(spot)
         if missing > 0:
             standing = [r.place for r in spot]
-            plan.launch = decision.spread_out(missing, rates, self._regions, standing)
+            plan.launch = decision.spread_out(missing, rates, self._prices, self._regions, standing)
         short = wanted - len(spot) - len(plan.launch) - len(bridges)
         plan.launch += [ON_DEMAND] * short
 
@@ -175,7 +167,7 @@ class RoostService:
             if replica.place not in rates:
                 continue
             others = [r.place for r in spot if r is not replica]
-            best = decision.spread_out(1, rates, self._regions, others)
+            best = decision.spread_out(1, rates, self._prices, self._regions, others)
             if not best or best[0] == replica.place:
                 continue
             saved = rates[replica.place] - rates[best[0]]
