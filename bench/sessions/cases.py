@@ -1,17 +1,19 @@
 """The cases: small notebooks whose last cells tell whether their state came back.
 
-A ``.cells`` file holds one family. ``#### name [kind=state|running|death]`` begins a case, ``# %%`` a
-cell; ``# %% check`` marks cells run after the move, ``# %% running`` the cell under way at the notice,
-``# %% queued`` cells waiting behind it. The right outputs are those of a plain kernel left alone.
+A ``.cells`` file holds one family. ``#### name [kind=state|running|death] [needs=LIBRARY,...]`` begins a
+case (skipped where a library is not installed), ``# %%`` a cell; ``# %% check`` marks cells run after the
+move, ``# %% running`` the cell under way at the notice, ``# %% queued`` cells waiting behind it. The right
+outputs are those of a plain kernel left alone.
 """
 
 import ast
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent / "cases"
-_CASE = re.compile(r"^#### (\S+)(?: kind=(\w+))?\s*$", re.MULTILINE)
+_CASE = re.compile(r"^#### (\S+)(?: kind=(\w+))?(?: needs=([\w,]+))?\s*$", re.MULTILINE)
 _CELL = re.compile(r"^# %%(?: (\w+))?\s*$", re.MULTILINE)
 
 
@@ -27,6 +29,13 @@ class Case:
     check: tuple[str, ...] = ()
     asked: frozenset[str] = field(default=frozenset())
     """Names the check cells mention."""
+    needs: tuple[str, ...] = ()
+    """Libraries that must be installed for it."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of its libraries that are not installed."""
+        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
 
 
 def load(directory: Path = HERE) -> list[Case]:
@@ -37,12 +46,12 @@ def load(directory: Path = HERE) -> list[Case]:
 def _file(path: Path) -> list[Case]:
     parts = _CASE.split(path.read_text())[1:]
     return [
-        _case(f"{path.stem}/{name}", kind or "state", body)
-        for name, kind, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        _case(f"{path.stem}/{name}", kind or "state", needs or "", body)
+        for name, kind, needs, body in zip(*(parts[n::4] for n in range(4)), strict=True)
     ]
 
 
-def _case(name: str, kind: str, body: str) -> Case:
+def _case(name: str, kind: str, needs: str, body: str) -> Case:
     parts = _CELL.split(body)[1:]
     cells: dict[str, list[str]] = {"": [], "running": [], "queued": [], "check": []}
     for role, code in zip(parts[::2], parts[1::2], strict=True):
@@ -55,6 +64,7 @@ def _case(name: str, kind: str, body: str) -> Case:
         tuple(cells["queued"]),
         tuple(cells["check"]),
         frozenset(n for code in cells["check"] for n in _names(code)),
+        tuple(filter(None, needs.split(","))),
     )
 
 

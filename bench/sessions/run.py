@@ -185,7 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has it")
     options = parser.parse_args(argv)
     words = options.only.split(",")
-    cases = [case for case in load() if any(word in case.name for word in words)]
+    found = [case for case in load() if any(word in case.name for word in words)]
+    for case in (case for case in found if case.missing):
+        print(f"skipped  {case.name}: {', '.join(case.missing)} not installed", flush=True)
+    cases = [case for case in found if not case.missing]
     if not options.peer:
         return judged(cases, options.jobs, options.json)
     judge_one = functools.partial(judge_peer, name=options.peer, python=options.python)

@@ -390,8 +390,11 @@ class Collector:
         if not names:
             return None
         try:
-            sets = (one for n in names if n in reaches for one in reaches[n].sets)
-            done = dump(with_orders([values[name] for name in names], sets), around)
+            known = [reaches[name] for name in names if name in reaches]
+            sets = (one for reach in known for one in reach.sets)
+            shared = (one for reach in known for one in reach.memory)
+            ordered = with_orders([values[name] for name in names], sets)
+            done = dump(ordered, around, shared=shared)
         except AtHome as error:
             faults.update(dict.fromkeys(names, error))
             return None

@@ -23,6 +23,9 @@ _SHARED = frozenset(
         ("pandas._libs.internals", "Block"),
         ("pandas._libs.internals", "BlockValuesRefs"),
         ("pandas.core.internals.managers", "SingleBlockManager"),
+        ("torch", "Tensor"),
+        ("torch.storage", "TypedStorage"),
+        ("torch.storage", "UntypedStorage"),
     }
 )
 """Kinds with handlers of their own that are plain data all the same."""

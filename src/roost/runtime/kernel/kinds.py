@@ -20,6 +20,7 @@ from roost.runtime.kernel import (
     files,
     lossy,
     rebuild,
+    tensors,
     values,
     widgets,
 )
@@ -80,6 +81,7 @@ LATE: dict[tuple[str, str], Handler] = {
     **data.LATE,
     **databases.LATE,
     **lossy.LATE,
+    **tensors.LATE,
     **values.LATE,
     **widgets.LATE,
 }

@@ -13,9 +13,8 @@ import pickle
 import sys
 import time
 import types
-import typing
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as AbstractMapping
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +37,7 @@ from roost.runtime.kernel import (
 from roost.runtime.kernel.chunks import Mapping
 from roost.runtime.kernel.kinds import EXACT, Handler, Refusal, bases, reduce_exception
 from roost.runtime.kernel.kinds_state import STATE, state_bases, trap
+from roost.runtime.kernel.memory import Memory, Range, joined, span
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
@@ -122,29 +122,20 @@ def _copyreg() -> dict[type, Any]:
     return {kind: way for kind, way in copyreg.dispatch_table.items() if not foreign(kind)}
 
 
-class _Memory:
-    """A range of memory that arrays share; one per range and pickle."""
-
-    __slots__ = ("_pickle",)
-
-    def __init__(self, start: int, size: int) -> None:
-        self._pickle = pickle.PickleBuffer((ctypes.c_char * size).from_address(start))
-
-    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> Any:
-        return rebuild.same, (self._pickle,)
-
-
 class _Storing:
     """What the picklers here have in common: handlers for awkward kinds, and what they ask for."""
 
-    def _prepare(self, around: Surroundings, in_band_bytes: int, ask: bool) -> None:
+    def _prepare(
+        self, around: Surroundings, in_band_bytes: int, joined: Sequence[Range], ask: bool
+    ) -> None:
         self.around = around
         self._in_band_bytes = in_band_bytes
         self.root = around.root
         self.notes: dict[str, None] = {}
         self.buffers: list[memoryview] = []
         self.alive: list[Any] = []
-        self._memories: dict[tuple[int, int], _Memory] = {}
+        self._memories: dict[tuple[int, int], Memory] = {}
+        self._joined = joined
         self._kinds: dict[int, tuple[type, Handler | None]] = {}
         self.ask = ask
         """Whether classes of the notebook are asked how their instances are copied."""
@@ -173,13 +164,24 @@ class _Storing:
         place = self.around.singletons.where(obj)
         return NotImplemented if place is None else (rebuild.module_attribute, place)
 
-    def memory(self, start: int, size: int, owner: Any) -> _Memory:
-        """The one stand-in for this range."""
+    def memory(self, start: int, size: int, owner: Any) -> tuple[Any, int]:
+        """What is stored for this range, and where that begins: the one stand-in, or who lends the memory."""
+        if (whole := self.joined(start, size)) is not None:
+            if whole.lender is not None:
+                return whole.lender, whole.start
+            start, size = whole.start, whole.end - whole.start
+        self.alive.append(owner)
         known = self._memories.get((start, size))
         if known is None:
-            known = self._memories[start, size] = _Memory(start, size)
-            self.alive.append(owner)
-        return known
+            known = self._memories[start, size] = Memory(start, size)
+        return known, start
+
+    def joined(self, start: int, size: int) -> Range | None:
+        """The range that several kinds of objects share and that this one is a part of."""
+        for one in self._joined:
+            if one.start <= start and start + size <= one.end:
+                return one
+        return None
 
     def _keep(self, buffer: pickle.PickleBuffer) -> bool:
         """Collect big buffers; true means: in band."""
@@ -228,48 +230,69 @@ class GroupPickler(_Storing, cloudpickle.Pickler):
     """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
 
     def __init__(
-        self, file: io.BytesIO, around: Surroundings, in_band_bytes: int, *, ask: bool = False
+        self,
+        file: io.BytesIO,
+        around: Surroundings,
+        in_band_bytes: int,
+        joined: Sequence[Range] = (),
+        *,
+        ask: bool = False,
     ) -> None:
         self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
         super().__init__(file, protocol=5, buffer_callback=self._keep)
-        self._prepare(around, in_band_bytes, ask)
+        self._prepare(around, in_band_bytes, joined, ask)
 
 
 class DeepPickler(_Storing, vars(pickle)["_Pickler"]):  # type: ignore[misc]
     """The same in Python, which nests deeper: from 3.12 on C code has a fixed limit."""
 
-    def __init__(self, file: io.BytesIO, around: Surroundings, in_band_bytes: int) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        around: Surroundings,
+        in_band_bytes: int,
+        joined: Sequence[Range] = (),
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=self._keep)
         self.dispatch_table = around.table
-        self._prepare(around, in_band_bytes, ask=False)
+        self._prepare(around, in_band_bytes, joined, ask=False)
 
 
-def dump(value: Any, around: Surroundings, *, in_band: bool = False) -> Dump:
-    """Pickle one value. Raises whatever the pickler or the user's own code raises."""
+def dump(
+    value: Any, around: Surroundings, *, in_band: bool = False, shared: Iterable[Range] = ()
+) -> Dump:
+    """Pickle one value. Raises whatever the pickler or the user's own code raises.
+
+    ``shared``: where its memory lies, when libraries share memory without a reference.
+    """
     begun = time.perf_counter()
     collecting = gc.isenabled()
     gc.disable()  # otherwise a big pickle walks the whole heap again and again
     try:
-        return _dump(value, around, sys.maxsize if in_band else IN_BAND_BYTES, begun)
+        return _dump(
+            value, around, sys.maxsize if in_band else IN_BAND_BYTES, joined(shared), begun
+        )
     finally:
         if collecting:
             gc.enable()
 
 
-def _dump(value: Any, around: Surroundings, in_band_bytes: int, begun: float) -> Dump:
+def _dump(
+    value: Any, around: Surroundings, in_band_bytes: int, ranges: Sequence[Range], begun: float
+) -> Dump:
     with io.BytesIO() as file:
-        pickler: Any = GroupPickler(file, around, in_band_bytes)
+        pickler: Any = GroupPickler(file, around, in_band_bytes, ranges)
         try:
             _run(pickler, value)
         except Exception as error:
             if hooks.too_deep(error):
-                return _dump_deep(value, around, in_band_bytes, begun, error)
+                return _dump_deep(value, around, in_band_bytes, ranges, begun, error)
             if not pickler.hooked:
                 raise
             # What its classes say about copies may leave out what cannot be stored.
             file.seek(0)
             file.truncate()
-            pickler = GroupPickler(file, around, in_band_bytes, ask=True)
+            pickler = GroupPickler(file, around, in_band_bytes, ranges, ask=True)
             with hooks.limited(HOOK_S):
                 _run(pickler, value)
             pickler.note("stored as its own class says, which may leave something out")
@@ -279,7 +302,12 @@ def _dump(value: Any, around: Surroundings, in_band_bytes: int, begun: float) ->
 
 
 def _dump_deep(
-    value: Any, around: Surroundings, in_band_bytes: int, begun: float, error: Exception
+    value: Any,
+    around: Surroundings,
+    in_band_bytes: int,
+    ranges: Sequence[Range],
+    begun: float,
+    error: Exception,
 ) -> Dump:
     """What lies deeper in itself than a C stack allows, up to a measured depth."""
     depth = hooks.depth(value, DEEPEST)
@@ -287,7 +315,7 @@ def _dump_deep(
         raise error
     with io.BytesIO() as file:
         kind = GroupPickler if sys.version_info < (3, 12) else DeepPickler
-        pickler: Any = kind(file, around, in_band_bytes)
+        pickler: Any = kind(file, around, in_band_bytes, ranges)
         hooks.on_deep_stack(lambda: _run(pickler, value), depth)
         seconds = time.perf_counter() - begun
         notes = list(pickler.notes)
@@ -464,19 +492,8 @@ def _root(pickler: GroupPickler, owner: Any, base: Any) -> tuple[Any, int]:
     if type(base) is Mapping:
         raw = memoryview(base)
         start = ctypes.addressof(ctypes.c_char.from_buffer(base))
-        return pickler.memory(start, raw.nbytes, base), start
+        return pickler.memory(start, raw.nbytes, base)
     if isinstance(base, mmap.mmap | ctypes.Array | ctypes.Structure):
         return base, files.address_of(base)
-    low, high = _span(owner)
-    return pickler.memory(low, high - low, owner), low
-
-
-def _span(array: Any) -> tuple[int, int]:
-    """First and last-plus-one address of an array's elements."""
-    low = high = array.__array_interface__["data"][0]
-    for length, stride in zip(array.shape, array.strides, strict=True):
-        if stride < 0:
-            low += (length - 1) * stride
-        else:
-            high += (length - 1) * stride
-    return low, high + array.itemsize
+    low, high = span(owner)
+    return pickler.memory(low, high - low, owner)

@@ -11,22 +11,29 @@ import io
 import pickle
 import threading
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import rebuild
+from roost.runtime.kernel import rebuild, rebuild_tensors
 from roost.runtime.kernel.cells import names_of
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
 from roost.runtime.kernel.format import Entry, Group
 from roost.runtime.kernel.naming import HOMES, globals_of, is_module
 from roost.runtime.kernel.reach import code_names, is_atom
 
-_LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy.sparse", "datetime", "zoneinfo")
+_LIBRARIES = (
+    "numpy", "pandas", "pyarrow", "scipy.sparse", "datetime", "zoneinfo", "torch.nn.modules", "torch.optim",
+)  # fmt: skip
 """They put memory into their objects as it is and look at it when they are used."""
-_OWN = frozenset({"array", "same"})
-"""Of ``rebuild``."""
+_OWN: Mapping[str, frozenset[str]] = {
+    rebuild.__name__: frozenset({"array", "same"}),
+    rebuild_tensors.__name__: frozenset({"storage", "tensor", "fill"}),
+    "collections": frozenset({"OrderedDict", "defaultdict"}),
+    "torch": frozenset({"Tensor"}),
+    "torch.nn.parameter": frozenset({"Parameter"}),
+}
 _BUILTINS = frozenset(
     {
         "slice", "set", "frozenset", "complex", "range", "bytearray", "list", "dict", "tuple", "int",
@@ -79,8 +86,8 @@ def _blind(module: str, name: str) -> bool:
     """Whether this never looks into the memory it is given while a pickle is opened."""
     if module == "builtins":
         return name in _BUILTINS
-    if module == rebuild.__name__:
-        return name in _OWN
+    if module in _OWN:
+        return name in _OWN[module]
     return any(module == one or module.startswith(f"{one}.") for one in _LIBRARIES)
 
 

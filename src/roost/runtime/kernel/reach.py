@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roost.runtime.kernel import frames, rebuild_values, tasks, widgets
+from roost.runtime.kernel import frames, rebuild_values, tasks, tensors, widgets
+from roost.runtime.kernel.memory import Range, clusters, of_array, of_bytes
 from roost.runtime.kernel.naming import (
     CLASS,
     EXCEPTION,
@@ -68,6 +69,8 @@ class Reach:
     """It holds the notebook's namespace dictionary itself."""
     sets: list[Any] = field(default_factory=list)
     """Sets on the way: their order is kept."""
+    memory: list[Range] = field(default_factory=list)
+    """Where memory lies that others may have without a reference to its owner."""
 
 
 def is_atom(value: object) -> bool:
@@ -110,6 +113,8 @@ class Walker:
         self._specials: dict[int, tuple[type, type | None]] = {}
         self._descriptor = widgets.descriptor_kind()
         self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
+        self._torch = tensors.loaded()
+        self._memories: dict[int, tuple[type, bool]] = {}
 
     def reach(self, root: object, until: float | None = None) -> Reach:
         """Everything that ``root`` leads to, unless it takes until this moment of the clock."""
@@ -173,8 +178,14 @@ class Walker:
         if self._array is not None and any(
             base is self._array or base is self._record for base in mro_of(kind)
         ):
-            return self._elements(value)
-        below = gc.get_referents(value)
+            return self._elements(value, found)
+        return self._referents(value, kind, found)
+
+    def _referents(self, value: Any, kind: type, found: Reach) -> list[Any]:
+        """What an ordinary object refers to."""
+        below, flags = gc.get_referents(value), flags_of(kind)
+        if self._torch is not None and self._has_memory(kind):
+            below += self._borrowed(value, kind, found)
         if flags & EXCEPTION:
             below = [b for b in below if type(b) is not types.TracebackType]
         if flags & HEAP_TYPE and not self._known(kind):
@@ -205,13 +216,37 @@ class Walker:
                 below.append(inside)
         return below
 
-    def _elements(self, array: Any) -> list[Any]:
+    def _has_memory(self, kind: type) -> bool:
+        """Whether its instances have memory of torch's, or may have lent it theirs."""
+        known = self._memories.get(id(kind))
+        if known is None:
+            having = (bytearray, *tensors.kinds(self._torch))
+            found = any(base is one for base in mro_of(kind) for one in having)
+            known = self._memories[id(kind)] = (kind, found)
+        return known[1]
+
+    def _borrowed(self, value: Any, kind: type, found: Reach) -> list[Any]:
+        """Note memory that tensors have or may have been lent; what else a tensor leads to."""
+        if kind is bytearray:
+            if (lent := of_bytes(value)) is not None:
+                found.memory.append(lent)
+            return []
+        for address, lies in tensors.storages(self._torch, value):
+            found.ids.add(address)
+            if lies is not None:
+                found.memory.append(lies)
+        return list(tensors.below(self._torch, value))
+
+    def _elements(self, array: Any, found: Reach) -> list[Any]:
         """An array's base and, when it holds objects, these; the array that a record lies in."""
         if not isinstance(array, self._array):
             return [self._record.base.__get__(array)]
         below = gc.get_referents(array)
-        below.append(array.base)
         base = array.base
+        below.append(base)
+        if self._torch is not None and not isinstance(base, self._array):
+            lies = of_array(array)
+            found.memory += [lies] if lies is not None else []
         if type(base) is memoryview:
             below.append(base.obj)
         if array.dtype.hasobject and array.dtype.kind == "O":
@@ -266,7 +301,7 @@ def code_names(code: types.CodeType) -> set[str]:
 
 
 def group(reaches: Mapping[str, Reach]) -> list[tuple[str, ...]]:
-    """Names that reach a common object together, each group and the list of groups sorted."""
+    """Names that reach a common object or have the same memory together, each group and the list sorted."""
     leader = {name: name for name in reaches}
 
     def find(name: str) -> str:
@@ -280,6 +315,10 @@ def group(reaches: Mapping[str, Reach]) -> list[tuple[str, ...]]:
         for one in owner.keys() & reach.ids:
             leader[find(name)] = find(owner[one])
         owner.update(dict.fromkeys(reach.ids, name))
+    owners = {id(lies): name for name, reach in reaches.items() for lies in reach.memory}
+    for cluster in clusters(lies for reach in reaches.values() for lies in reach.memory):
+        for lies in cluster[1:]:
+            leader[find(owners[id(lies)])] = find(owners[id(cluster[0])])
     groups: dict[str, list[str]] = {}
     for name in reaches:
         groups.setdefault(find(name), []).append(name)

@@ -23,6 +23,7 @@ from roost.runtime.kernel.process import (
     logs,
     modules,
     patches,
+    pytorch,
     settings,
     system,
 )
@@ -102,6 +103,7 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "matplotlib styles": (libraries.styles, libraries.set_styles),
     "matplotlib options": (libraries.plot_options, libraries.set_plot_options),
     "matplotlib figures": (libraries.figures, libraries.set_figures),
+    "torch options": (pytorch.options, pytorch.set_options),
     "warnings filters": (system.filters, system.set_filters),
     "timers": (system.timers, system.set_timers),
     "random": (libraries.randomness, libraries.set_randomness),
@@ -229,6 +231,7 @@ _COMPARED = frozenset(
         "interpreter settings", "resource limits", "matplotlib backend", "matplotlib figures",
         "sys.argv", "parts of the shell", "settings of formatters", "decimal templates", "csv",
         "socket timeout", "calendar", "polars options", "sklearn options", "sympy options", "names of magics",
+        "torch options",
     }
 )  # fmt: skip
 """Pieces of plain values of our own making, which can be compared."""

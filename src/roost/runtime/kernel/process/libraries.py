@@ -17,7 +17,10 @@ def randomness(_base: Baseline, _shell: Any) -> Any:
         states["numpy"] = _flat(numpy.get_state(legacy=False))
     torch: Any = sys.modules.get("torch")
     if torch is not None and "get_rng_state" in globals_of(torch):
-        states["torch"] = bytes(torch.get_rng_state().tolist())
+        states["torch"] = torch.get_rng_state().numpy().tobytes()
+        if torch.cuda.is_initialized():
+            devices = range(torch.cuda.device_count())
+            states["cuda"] = [torch.cuda.get_rng_state(n).numpy().tobytes() for n in devices]
     return states
 
 
@@ -58,7 +61,9 @@ def set_randomness(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
         _set_numpy(value["numpy"])
     if "torch" in value:
         torch = importlib.import_module("torch")
-        torch.set_rng_state(torch.tensor(list(value["torch"]), dtype=torch.uint8))
+        torch.set_rng_state(torch.frombuffer(bytearray(value["torch"]), dtype=torch.uint8))
+        for number, state in enumerate(value.get("cuda", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8), number)
 
 
 def numpy_options(_base: Baseline, _shell: Any) -> Any:
