@@ -12,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from roost.runtime.kernel import asking
 from roost.runtime.kernel.format import KEPT, REBUILT, REFUSED, Entry, Manifest
 from roost.runtime.kernel.journal import Facts, Journal, Message, Request, own
 from roost.runtime.kernel.loops import Running
 from roost.runtime.kernel.notice import Transformer, tree_of
+
+WAITS_S = 0.005
+"""What has not begun after this long waits for a cell. One that begins at once is noted as it begins."""
 
 
 def entries(facts: Facts, manifest: Manifest) -> list[Entry]:
@@ -182,13 +186,16 @@ def listen(kernel: Any, journal: Callable[[], Journal | None]) -> bool:
     if thread is None or stream is None or not hasattr(kernel, "shell_channel_thread_main"):
         return False
 
-    async def heard(frames: Any) -> None:
-        with contextlib.suppress(Exception):  # never in the way of the request itself
-            found = message_of(kernel.session, frames)
+    def note(frames: Any) -> None:
+        with contextlib.suppress(Exception):  # never in the way of other requests
             noted = journal()
+            found = None if noted is None else message_of(kernel.session, frames, noted.knows)
             if found is not None and noted is not None:
                 noted.arrived(found)
+
+    async def heard(frames: Any) -> None:
         await kernel.shell_channel_thread_main(frames)
+        thread.io_loop.call_later(WAITS_S, note, frames)
 
     abort = kernel._send_abort_reply
 
@@ -203,14 +210,16 @@ def listen(kernel: Any, journal: Callable[[], Journal | None]) -> bool:
     return True
 
 
-def message_of(session: Any, frames: Any) -> Message | None:
+def message_of(session: Any, frames: Any, known: Callable[[str], bool]) -> Message | None:
     """An execute request out of its frames, its signature checked; None for anything else."""
     identity, parts = session.feed_identities(frames, copy=False)
-    raw = [bytes(part.buffer) for part in parts]
-    if session.auth is not None and session.sign(raw[1:5]) != raw[0]:
-        return None
+    raw = [bytes(part.buffer) for part in parts[:5]]
     header = session.unpack(raw[1])
     if header.get("msg_type") != "execute_request" or header.get("subshell_id"):
+        return None
+    if known(header["msg_id"]):
+        return None
+    if session.auth is not None and session.sign(raw[1:5]) != raw[0]:
         return None
     content = session.unpack(raw[4])
     if content.get("silent"):
@@ -219,5 +228,5 @@ def message_of(session: Any, frames: Any) -> Message | None:
         "header": header,
         "metadata": session.unpack(raw[3]),
         "content": content,
-        "identity": [bytes(getattr(part, "bytes", part)).hex() for part in identity],
+        "identity": asking.hexed(identity),
     }

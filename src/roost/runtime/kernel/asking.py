@@ -35,9 +35,15 @@ def message(kernel: Any) -> Message | None:
         parent = kernel.get_parent("shell")
         if parent["content"].get("silent") or parent["header"]["msg_type"] != "execute_request":
             return None
-        return {name: parent[name] for name in ("header", "metadata", "content")}
+        found = {name: parent[name] for name in ("header", "metadata", "content")}
+        return {**found, "identity": hexed(kernel._parent_ident["shell"])}
     except (AttributeError, KeyError, TypeError, LookupError):
         return None
+
+
+def hexed(identity: Any) -> list[str]:
+    """Who has sent a request: what a reply needs to get there."""
+    return [bytes(getattr(part, "bytes", part)).hex() for part in identity or ()]
 
 
 def file_name(shell: Any, code: str, parsed: str) -> str:

@@ -4,6 +4,7 @@ One JSON line a fact, appended and never synced: a killed process loses nothing 
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import threading
@@ -19,6 +20,12 @@ LIMIT_BYTES = 1 << 20
 """Past this size the journal is written anew without what captures contain."""
 
 _OWN = re.compile(r"\s*(%roost\b|%(re)?load_ext\s+roost\b|#)")
+
+_write = ctypes.PyDLL(None).write
+"""Keeps the interpreter: at the begin and the end of a cell other threads of the kernel wait for it, and the
+cell would have to wait for their work."""
+_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_write.restype = ctypes.c_ssize_t
 
 Message = dict[str, Any]
 """Header, metadata, content and identity of an execute request."""
@@ -91,6 +98,8 @@ class Journal:
         self._known: set[str] = set()
         self._waiting: dict[str, None] = {}
         """Requests that came to this kernel and have not begun."""
+        self._torn = ""
+        """Ends the line that a full disk has cut."""
         self._file = self._open(self._path)
         self.carry(carried)
 
@@ -100,14 +109,20 @@ class Journal:
             for request in requests:
                 self._again(request)
 
+    def knows(self, message_id: str) -> bool:
+        """Whether a request is noted, or need not be."""
+        return message_id in self._known
+
     def arrived(self, message: Message) -> None:
         """A request waits for its turn."""
+        message_id = message["header"]["msg_id"]
         if own(message):
             return
         with self._lock:
-            self._known.add(message["header"]["msg_id"])
-            self._waiting[message["header"]["msg_id"]] = None
-            self._add({"arrived": message})
+            if message_id not in self._known:
+                self._known.add(message_id)
+                self._waiting[message_id] = None
+                self._add({"arrived": message})
 
     def begun(self, message: Message, rest: str = "", files: int = -1) -> None:
         """A cell begins; ``rest`` where it continues another kernel's, ``files`` before it."""
@@ -116,10 +131,11 @@ class Journal:
         message_id = message["header"]["msg_id"]
         with self._lock:
             self._waiting.pop(message_id, None)
+            facts = [_begun(message_id, rest, files, time.time())]
             if message_id not in self._known:
                 self._known.add(message_id)
-                self._add({"arrived": message})
-            self._add(_begun(message_id, rest, files, time.time()))
+                facts.insert(0, {"arrived": message})
+            self._add(*facts)
 
     def ended(self, message_id: str) -> None:
         """A cell has ended."""
@@ -141,6 +157,7 @@ class Journal:
         with self._lock:
             if message_id in self._known:
                 self._add({"aborted": message_id})
+            self._known.add(message_id)
 
     def failed(self) -> None:
         """A cell failed: the kernel is about to throw away what waits behind it; nobody is to run that."""
@@ -198,10 +215,13 @@ class Journal:
         if request.ended:
             self._add({"ended": message_id})
 
-    def _add(self, fact: dict[str, Any]) -> None:
+    def _add(self, *facts: dict[str, Any]) -> None:
         # A full disk costs the journal, never the cell.
-        with contextlib.suppress(OSError, ValueError):
-            self._file.write(dumps(fact, default=str, separators=(",", ":")).encode() + b"\n")
+        with contextlib.suppress(ValueError):
+            lines = [dumps(fact, default=str, separators=(",", ":")) + "\n" for fact in facts]
+            content = (self._torn + "".join(lines)).encode()
+            written = _write(self._file.fileno(), content, len(content))
+            self._torn = "" if written == len(content) else "\n"
 
 
 def own(message: Message) -> bool:
