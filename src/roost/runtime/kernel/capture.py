@@ -219,7 +219,7 @@ class Collector:
     def _calm_before(self, touched: set[str] | None) -> "_Process | None":
         """The process as it was at the last look, where that still holds after calm cells."""
         before = self._before
-        if before is None or touched is None or tasks.live() or "ipywidgets" in sys.modules:
+        if before is None or touched is None or tasks.live():
             return None
         space = self._shell.user_ns
         return None if any(process.names_files(space.get(name)) for name in touched) else before
