@@ -110,3 +110,35 @@ def test_same_page_after_the_machine_is_gone(page: Page, cluster: Cluster, tmp_p
         page.locator(".jp-DirListing-item", has_text=name).wait_for(timeout=LONG_MS)
     if folder := os.environ.get("ROOST_SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / "jupyterlab.png"))
+
+
+SLIDER = (
+    "import ipywidgets as w; s = w.IntSlider(description='speed'); seen = []; "
+    "s.observe(lambda c: seen.append(c['new']), 'value'); display(s)"
+)
+
+
+def test_a_slider_of_the_page_is_the_moved_session_s(page: Page, cluster: Cluster) -> None:
+    view = cluster.start(StartNotebook(vcpus=2, memory_gib=4, near="Seoul", spread="provider"))
+    open_lab(page, view.url)
+    new_notebook(page)
+    type_cell(page, SLIDER)
+    number = page.locator(".widget-readout")
+    expect(number).to_have_text("0", timeout=LONG_MS)
+    page.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    expect(number).to_have_text("1")
+    type_cell(page, "print(s.value, seen)")
+    expect_output(page, "1 [1]")
+    before = cluster.warm(view.id)
+    cluster.client.interrupt_host(before.host_id, None, "browser test")
+    cluster.moved(before)
+    page.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    type_cell(page, "s.max = 9; print(s.value, seen)")
+    expect_output(page, "2 [1, 2]")
+    page.locator(".noUi-handle").focus()
+    page.keyboard.press("End")
+    expect(number).to_have_text("9")
+    if folder := os.environ.get("ROOST_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / "widgets.png"))
