@@ -3,11 +3,12 @@
 import pickle
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roost.runtime.kernel import pickling, rebuild_tensors, tensors
+from roost.runtime.kernel import pickling, rebuild_tensors, scripts, tensors
 from roost.runtime.kernel.homing import AtHome
 from roost.runtime.kernel.memory import Range, clusters, joined, of_bytes
 from roost.runtime.kernel.naming import Singletons
@@ -169,6 +170,40 @@ def test_layouts_bits_and_kinds_of_tensors() -> None:
     assert found["c"].is_conj() and found["c"].tolist() == [1 - 2j] and found["s"].requires_grad
     assert found["s"].to_dense().tolist() == [[1, 0], [0, 1]] and found["e"].shape == (0, 3)
     assert found["q"].int_repr().tolist() == packed.int_repr().tolist() and found["b"].sum() == 2
+
+
+def test_a_view_of_an_array_on_a_device_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="view"):
+        tensors.reduce_cupy(None, types.SimpleNamespace(base=object()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_refuse_to_be_pickled_and_loaders_under_way() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+    part, x = normed.parametrizations.weight.original0, torch.ones(1, 3)
+    loader = iter(torch.utils.data.DataLoader(range(9), batch_size=2, shuffle=True))
+    next(loader)
+    found = moved(normed=normed, part=part, loader=loader)
+    assert found["normed"](x).tolist() == normed(x).tolist() and not found["notes"]
+    assert found["normed"].parametrizations.weight.original0 is found["part"]
+    assert [b.tolist() for b in found["loader"]] == [b.tolist() for b in loader]
+
+
+def test_a_script_resumes_with_shared_memory_and_the_random_state(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    numpy = pytest.importorskip("numpy")
+    monkeypatch.setenv(scripts.WHERE, str(tmp_path))
+    array = numpy.zeros(50_000)
+    scripts.checkpoint(array=array, tensor=torch.from_numpy(array))
+    drawn = torch.rand(3)
+    found = scripts.resume()
+    assert found is not None
+    found["array"][7] = 5
+    assert found["tensor"][7] == 5 and torch.equal(torch.rand(3), drawn)
 
 
 def test_memory_of_a_device_that_is_not_here_is_told_by_name() -> None:

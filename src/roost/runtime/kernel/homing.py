@@ -24,6 +24,7 @@ _SHARED = frozenset(
         ("pandas._libs.internals", "BlockValuesRefs"),
         ("pandas.core.internals.managers", "SingleBlockManager"),
         ("torch", "Tensor"),
+        ("torch._C", "Generator"),
         ("torch.storage", "TypedStorage"),
         ("torch.storage", "UntypedStorage"),
     }

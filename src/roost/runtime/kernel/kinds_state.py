@@ -153,6 +153,8 @@ def _connected(function: Any) -> bool:
     return foreign(function)
 
 
+_REFUSING = frozenset({"torch.nn.utils.parametrize"})
+"""Here classes are made for single objects, whose ``__getstate__`` refuses."""
 _ASKED = ("__getattr__", "__getattribute__", "__setattr__")
 _OWN_WAYS = frozenset(
     {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__"}
@@ -163,7 +165,8 @@ def trap(kind: type) -> Callable[[Any, Any], Any] | None:
     """The handler for instances of a class with attribute traps, or of a library's that cannot be made
     without arguments and does not say which; None for any other class."""
     if module_of(kind) != "__main__" and not foreign(kind):
-        return reduce_trap if _wants_arguments(kind) else None
+        made_at_run_time = module_of(kind) in _REFUSING
+        return reduce_trap if made_at_run_time or _wants_arguments(kind) else None
     asked = False
     for base in mro_of(kind):
         if base is object:

@@ -144,7 +144,7 @@ def fill(made: Any, state: tuple[Any, ...]) -> None:
             made.rename_(*names)
 
 
-# --- data loaders --------------------------------------------------------------------------------
+# --- data loaders and compiled modules ---------------------------------------------------------
 
 
 def loading(kind: Any) -> Any:
@@ -155,3 +155,8 @@ def loading(kind: Any) -> Any:
 def fill_loading(made: Any, state: dict[str, Any]) -> None:
     """Where it stands."""
     made.__dict__.update(state)
+
+
+def compiled(module: Any, how: Any) -> Any:
+    """A module as ``torch.compile`` gives it."""
+    return how(module)

@@ -25,10 +25,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import pickling, rebuild
+from roost.runtime.kernel import pickling, rebuild, tensors
 from roost.runtime.kernel.chunks import Reader
 from roost.runtime.kernel.format import Manifest, manifest_numbers, manifest_path
+from roost.runtime.kernel.memory import Range, joined
 from roost.runtime.kernel.naming import CLASS, Singletons, flags_of, globals_of
+from roost.runtime.kernel.reach import Walker
 from roost.runtime.kernel.recorder import Facts, Recorder, Seal
 from roost.runtime.kernel.restore import CannotRestore, checked
 from roost.runtime.kernel.snapshot import Fresh, Snapshot
@@ -80,9 +82,9 @@ def _name_in_script(obj: Any) -> str:
 def checkpoint(state: Mapping[str, Any] | None = None, /, **named: Any) -> int:
     """Store these variables; returns the checkpoint's number when it is durable (the newest two are kept).
 
-    Objects that several of them share stay shared. The states of ``random`` and ``numpy.random`` are stored
-    with them. Raises ``NotCheckpointed`` naming what cannot be stored, ``OSError`` when the disk is full;
-    the last checkpoint stands then.
+    Objects that several of them share stay shared. The states of ``random``, ``numpy.random`` and torch are
+    stored with them. Raises ``NotCheckpointed`` naming what cannot be stored, ``OSError`` when the disk is
+    full; the last checkpoint stands then.
     """
     variables = {**(state or {}), **named}
     directory = _directory()
@@ -157,7 +159,7 @@ def _dump(value: Any, around: pickling.Surroundings) -> pickling.Dump:
     gc.disable()  # otherwise a big pickle walks the whole heap again and again
     try:
         with io.BytesIO() as file:
-            pickler = _ScriptPickler(file, around, pickling.IN_BAND_BYTES)
+            pickler = _ScriptPickler(file, around, pickling.IN_BAND_BYTES, _shared(value, around))
             pickler.dump(value)
             content = file.getvalue()
     finally:
@@ -165,6 +167,13 @@ def _dump(value: Any, around: pickling.Surroundings) -> pickling.Dump:
             gc.enable()
     seconds = time.perf_counter() - begun
     return pickling.Dump(content, pickler.buffers, list(pickler.notes), seconds, pickler.alive)
+
+
+def _shared(value: Any, around: pickling.Surroundings) -> list[Range]:
+    """Memory that its tensors share with others; there is none without them."""
+    if tensors.loaded() is None:
+        return []
+    return joined(Walker(around.namespace, around.singletons, ()).reach(value).memory)
 
 
 def _words(error: Exception) -> str:
@@ -191,6 +200,11 @@ def _random_states() -> dict[str, Any]:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         found["numpy"] = numpy.random.get_state()
+    torch: Any = tensors.loaded()
+    if torch is not None:
+        found["torch"] = torch.get_rng_state()
+        if torch.cuda.is_initialized():
+            found["cuda"] = torch.cuda.get_rng_state_all()
     return found
 
 
@@ -199,3 +213,8 @@ def _set_random(states: dict[str, Any]) -> None:
     if "numpy" in states:
         # Unpickling the state has imported it.
         sys.modules["numpy"].random.set_state(states["numpy"])
+    if "torch" in states:
+        torch: Any = sys.modules["torch"]
+        torch.set_rng_state(states["torch"])
+        for number, state in enumerate(states.get("cuda", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, number)

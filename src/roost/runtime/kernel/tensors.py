@@ -76,6 +76,7 @@ def reduce_tensor(pickler: Any, value: Any) -> Any:
     """A view of a storage that is stored once, with gradient, hooks and attributes."""
     torch = sys.modules["torch"]
     kind = type(value)
+    _at_home(pickler, value)
     if not _plain_kind(torch, kind):
         return NotImplemented
     with torch._C.DisableTorchFunctionSubclass():
@@ -113,6 +114,12 @@ def reduce_tensor(pickler: Any, value: Any) -> Any:
     return *made, state, None, None, rebuild_tensors.fill
 
 
+def _at_home(pickler: Any, value: Any) -> None:
+    """What belongs to a device is left to the process that can use it."""
+    if pickler.around.forked and value.device.type not in ("cpu", "meta"):
+        raise AtHome(type(value))
+
+
 def _plain_kind(torch: Any, kind: type) -> bool:
     """Whether its class leaves pickling and operators to torch."""
     for base in mro_of(kind):
@@ -145,8 +152,9 @@ def _bits(torch: Any, value: Any) -> tuple[bool, bool, bool]:
 def reduce_storage(pickler: Any, value: Any) -> Any:
     """Memory on the host as it lies there; of a device as a copy."""
     torch = sys.modules["torch"]
+    _at_home(pickler, value)
     where = value.device
-    if pickler.around.forked and (where.type != "cpu" or _accelerated(torch)):
+    if pickler.around.forked and _accelerated(torch):  # it may be pinned, which only CUDA knows
         raise AtHome(type(value))
     size = value.nbytes()
     if where.type == "meta" or not size:
@@ -190,7 +198,21 @@ def _accelerated(torch: Any) -> bool:
     return bool(cuda.is_initialized() or cuda._is_in_bad_fork())
 
 
-# --- data loaders --------------------------------------------------------------------------------
+def reduce_generator(pickler: Any, value: Any) -> Any:
+    """torch's own way, where it can be gone."""
+    _at_home(pickler, value)
+    return NotImplemented
+
+
+def reduce_cupy(_pickler: Any, value: Any) -> Any:
+    """An array of CuPy's as it stands once all that is queued has run."""
+    if value.base is not None:
+        raise Refusal("a view of another array's memory on a device", "keep a copy of it instead")
+    sys.modules["cupy"].cuda.runtime.deviceSynchronize()
+    return NotImplemented
+
+
+# --- data loaders and compiled modules ---------------------------------------------------------
 
 
 def reduce_loading(_pickler: Any, value: Any) -> Any:
@@ -204,11 +226,19 @@ def reduce_loading(_pickler: Any, value: Any) -> Any:
     return rebuild_tensors.loading, (type(value),), state, None, None, rebuild_tensors.fill_loading
 
 
+def reduce_compiled(_pickler: Any, value: Any) -> Any:
+    """What ``torch.compile`` made of a module: compiled again when it is called."""
+    return rebuild_tensors.compiled, (value._orig_mod, value.dynamo_ctx)
+
+
 _DEVICE = "make it again after a move: it belongs to the device"
 LATE: dict[tuple[str, str], Handler] = {
     ("torch", "Tensor"): reduce_tensor,
     ("torch", "UntypedStorage"): reduce_storage,
     ("torch", "TypedStorage"): reduce_typed,
+    ("torch", "Generator"): reduce_generator,
+    ("cupy", "ndarray"): reduce_cupy,
+    ("torch._dynamo.eval_frame", "OptimizedModule"): reduce_compiled,
     ("torch.utils.data.dataloader", "_BaseDataLoaderIter"): reduce_loading,
     ("torch", "Stream"): refuse("a stream of a device", _DEVICE),
     ("torch", "Event"): refuse("an event of a device", _DEVICE),
