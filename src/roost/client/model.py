@@ -123,6 +123,8 @@ class StartNotebook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only."""
     standby: bool = True
+    stay: bool = False
+    """Move only when it must, never because another place is better."""
     page: bool = True
     """Whether it gets a JupyterLab of its own; a bridge that another Jupyter started asks for none."""
     key: str = ""

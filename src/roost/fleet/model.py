@@ -144,6 +144,18 @@ Rank = Callable[[Ask], Awaitable[Sequence[RankedOffer]]]
 """Ranks offers for an ask, best first; raises ``Invalid`` saying which constraint leaves nothing."""
 
 
+class Better(msgspec.Struct, frozen=True, kw_only=True):
+    """A place that is worth leaving another for."""
+
+    offer: str
+    """Its key."""
+    why: str
+
+
+Advise = Callable[[Offer, Ask], Awaitable[Better | None]]
+"""Whether to leave an offer that is held, for which that satisfies the ask; None = stay."""
+
+
 class ClaimView(msgspec.Struct, frozen=True, kw_only=True):
     """A claim, its newest instance and what its host reports now."""
 

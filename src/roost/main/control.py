@@ -38,7 +38,7 @@ from roost.fleet.groups.members import GroupMembers
 from roost.fleet.groups.model import PREFIX as GROUP
 from roost.fleet.groups.model import GroupSpec
 from roost.fleet.groups.service import Groups
-from roost.fleet.model import RankedOffer
+from roost.fleet.model import Better, RankedOffer
 from roost.fleet.service import FleetService, live, token_hash
 from roost.gateway.model import Host, Tcp
 from roost.gateway.publisher import Publisher
@@ -58,6 +58,7 @@ from roost.market.decision import REGION_SHARE
 from roost.market.history import History
 from roost.market.live import newest
 from roost.market.service import Market
+from roost.market.watch import better
 from roost.metering.service import MeteringService
 from roost.notebooks.controller import NotebookController
 from roost.notebooks.service import NotebookService
@@ -130,6 +131,7 @@ class Control:
             LinkedKernels(self.links),
             SessionRoutes(self.gateway, state, self.owner_token),
             SessionServers(state, self.endpoints["public_url"]),
+            self.advise,
         )
         self._wire_groups()
         self._wire_jobs()
@@ -227,6 +229,11 @@ class Control:
     async def odds(self, offers: Sequence[Offer], hours: float) -> list[float]:
         """The probability of each offer that an instance lasts so many hours."""
         return self.market.odds(offers, hours)
+
+    async def advise(self, held: Offer, ask: Ask) -> Better | None:
+        """Whether a session should leave the offer it holds."""
+        found = await asyncio.to_thread(better, self.market, held, ask)
+        return Better(offer=found.best, why=found.why) if found is not None and found.move else None
 
     def group_defaults(self, name: str) -> GroupSpec:
         """A group that is made because a service needs it."""

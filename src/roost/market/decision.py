@@ -23,6 +23,10 @@ ALIKE = 1.1
 """Pools are spread over evenly that cost at most so much more than the cheapest one with room."""
 SURELY = 1e-4
 """No forecast is surer than this of a loss."""
+HOLD_H = 1.0
+"""Hours within which a planned move of a session must pay."""
+REST_S = 600.0
+"""Seconds that a session stays on spot at least before it moves at will."""
 MARGIN = 2.0
 """What a planned move must save, as a multiple of its cost: the best forecast of many is partly the
 luckiest (measured: less J than with 1 or 3 on nearly every recording)."""
@@ -80,6 +84,12 @@ def pays_to_move(rate_now: float, rate_best: float, horizon_h: float, move: floa
     """Stay unless what the better place saves within ``horizon_h`` is ``MARGIN`` times what the move
     costs."""
     return (rate_now - rate_best) * horizon_h > MARGIN * move
+
+
+def rested(stayed_s: float, *, on_demand: bool) -> bool:
+    """Whether a session may move at will again: from spot not at every turn of a forecast (less would not
+    be better), from on demand at once."""
+    return on_demand or stayed_s >= REST_S
 
 
 def best_place(

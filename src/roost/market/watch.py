@@ -6,7 +6,9 @@ import msgspec
 
 from roost.market import decision
 from roost.market.advisor import Ranked, differences
-from roost.market.service import Explanation
+from roost.market.service import Explanation, Market
+from roost.ports.errors import Invalid
+from roost.ports.values import Ask, Offer
 
 HORIZON_H = 24.0
 """A move has to pay within this time."""
@@ -99,8 +101,20 @@ def _survives(p: float, known: bool) -> str:
     return f"{p:.3f}" if known else f"unknown ~{p:.3f}"
 
 
-def holding(held: Explanation, best: Explanation) -> Holding:
-    """Whether to leave ``held`` for ``best``: when a day saves ``decision.MARGIN`` times the move's cost.
+def better(market: Market, held: Offer, ask: Ask) -> Holding | None:
+    """Whether a session on ``held`` should move to the best offer for ``ask``: when that pays within
+    ``decision.HOLD_H``. None when nothing else fits, or the market does not know what is held.
+    """
+    try:
+        best = market.why(market.rank(ask, 1)[0].offer.key, ask)
+        return holding(market.why(held.key, ask), best, decision.HOLD_H)
+    except Invalid:
+        return None
+
+
+def holding(held: Explanation, best: Explanation, horizon_h: float = HORIZON_H) -> Holding:
+    """Whether to leave ``held`` for ``best``: when ``horizon_h`` saves ``decision.MARGIN`` times the move's
+    cost.
 
     For the price alone only while many cheaper types remain: else each such move is a step down the ladder
     to the pool that is taken back first.
@@ -110,22 +124,23 @@ def holding(held: Explanation, best: Explanation) -> Holding:
         loss.down_usd_hour, loss.freeze_s, loss.launch_s, loss.move_s, best.offer.price_usd_hour
     )
     saves = held.usd_useful_hour - best.usd_useful_hour
-    pays = decision.pays_to_move(held.usd_useful_hour, best.usd_useful_hour, HORIZON_H, move)
+    pays = decision.pays_to_move(held.usd_useful_hour, best.usd_useful_hour, horizon_h, move)
     terms: Mapping[str, float] = differences(held.cost, best.cost)
     price_alone = terms["stability"] <= 0.0
     permitted = held.may_leave_for_price or not price_alone
+    period = "a day" if horizon_h == HORIZON_H else f"within {horizon_h:g} h"
     if held.offer.key == best.offer.key:
         why = "it is the best"
     elif not pays:
         why = (
-            f"saves ${max(0.0, saves) * HORIZON_H:.3f} a day, the move costs ${move:.3f}: "
+            f"saves ${max(0.0, saves) * horizon_h:.3f} {period}, the move costs ${move:.3f}: "
             f"less than {decision.MARGIN:g} times that"
         )
     elif not permitted:
         why = f"only {held.cheaper_types} cheaper types: a step down the ladder for the price alone"
     else:
         what = "price" if price_alone else "price and stability"
-        why = f"{what}: saves ${saves * HORIZON_H:.3f} a day, the move costs ${move:.3f}"
+        why = f"{what}: saves ${saves * horizon_h:.3f} {period}, the move costs ${move:.3f}"
     return Holding(
         offer=held.offer.key,
         best=best.offer.key,

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from roost.fleet import demand
-from roost.fleet.model import ClaimView
+from roost.fleet import plan as claims
+from roost.fleet.model import Advise, Better, ClaimView
 from roost.fleet.service import FleetService
 from roost.kit.ids import Ids
 from roost.notebooks import machine
@@ -24,6 +25,8 @@ from roost.ports.store import Row, Store, Stored, StoryLine
 
 WATCH_S = 1.0
 URGENT_S = 0.1
+LOOK_S = 300.0
+"""Between looks for a better place: facts of the market come as often."""
 ALIVE_CHECK_S = 0.1
 HOPELESS_S = 5.0
 """How often what failed for good is tried again: a person may have mended it."""
@@ -48,6 +51,7 @@ class NotebookController:
         kernels: Kernels,
         routes: Routes,
         servers: Servers,
+        advise: Advise,
     ) -> None:
         self._service = service
         self._table = service.sessions
@@ -58,6 +62,9 @@ class NotebookController:
         self._kernels = kernels
         self._routes = routes
         self._servers = servers
+        self._advise = advise
+        self._looked: dict[str, tuple[float, Better | None]] = {}
+        """When the market was looked at last for each session, and what was better."""
         self._silent_since: dict[str, float] = {}
         self._missing_since: dict[str, float] = {}
         self._warmed: dict[str, tuple[str, ...]] = {}
@@ -107,7 +114,7 @@ class NotebookController:
         if session.standby_claim_id:
             standby = await self._fleet.view(session.standby_claim_id)
         fetched = self._fetched.get((self._host_of(standby), session.id), ("", 0.0))
-        return planning.Snapshot(
+        snapshot = planning.Snapshot(
             session=session,
             active=active,
             standby=standby,
@@ -118,6 +125,25 @@ class NotebookController:
             fetched=fetched[0],
             fetched_s=fetched[1],
         )
+        if not planning.may_move_at_will(snapshot):
+            self._looked.pop(session.id, None)
+            return snapshot
+        return msgspec.structs.replace(snapshot, better=await self._better(session, active))
+
+    async def _better(self, session: Session, active: ClaimView | None) -> Better | None:
+        """Where the session should be, looked at now and then."""
+        now_s = self._clock.monotonic_s()
+        known = self._looked.get(session.id)
+        if known is not None and now_s - known[0] < LOOK_S:
+            return known[1]
+        assert active is not None and active.instance is not None, "it may move at will"
+        held = active.instance.offer
+        need = demand.NeedHost(role="standby", away_from=(held,), reason="")
+        claim = demand.wanted(session, need, session.ask, claim_id="", now_s=now_s)
+        pools = [p.value for p in await self._fleet.tables.pools.find()]
+        found = await self._advise(held, claims.narrowed(claim, pools, self._clock.now_s()))
+        self._looked[session.id] = now_s, found
+        return found
 
     @staticmethod
     def _host_of(view: ClaimView | None) -> str:
@@ -242,6 +268,7 @@ class NotebookController:
         await self._fleet.claim(claim)
 
     async def _drop_host(self, stored: Stored[Session], drop: demand.DropHost) -> None:
+        self._looked.pop(stored.value.id, None)  # the place it was for may have refused
         await self._fleet.release(drop.claim_id, drop.reason)
         fresh = await self._table.get(stored.value.id)
         if fresh is None:

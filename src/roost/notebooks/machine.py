@@ -27,7 +27,7 @@ TRANSITIONS: dict[SessionState, dict[SessionState, str]] = {
         S.STOPPING: "stopped while starting",
     },
     S.RUNNING: {
-        S.MOVING: "a notice, a loss, or a person: it changes place at the next epoch",
+        S.MOVING: "a notice, a loss, a person or the market: it changes place at the next epoch",
         S.STOPPING: "a person stops it",
     },
     S.MOVING: {

@@ -39,6 +39,8 @@ class Cause(StrEnum):
     NOTICE = "notice"
     LOST = "lost"
     ASKED = "asked"
+    MARKET = "market"
+    """Another place is better; nothing forces it."""
     KERNEL_LOST = "kernel_lost"
     UNREACHABLE = "unreachable"
 
@@ -105,6 +107,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     start_clouds: tuple[str, ...] = ()
     """Clouds for the first host only; moves may go wherever ``ask`` allows. Empty = as ``ask``."""
     standby: bool = True
+    stay: bool = False
+    """It does not move because another place is better."""
     page: bool = True
     """It has a Jupyter server of its own. Not when a person's own Jupyter started it: one bridge a kernel."""
     desired: str = "running"

@@ -2,14 +2,18 @@
 
 The order of a move: find the target while the kernel works on; freeze (hold the routes, fence) only
 when the target is ready or the deadline is near; capture; restore; route; let the old host go.
+
+A move that nothing forces (another place is better) is prepared before it begins: the standby host is
+claimed there, and the session moves between two cells once that is warm.
 """
 
 import msgspec
 
 from roost.fleet.demand import DropHost, NeedHost
-from roost.fleet.model import ClaimView
+from roost.fleet.model import Better, ClaimView
+from roost.market import decision
 from roost.notebooks.model import Cause, Move, Phase, Session, SessionState
-from roost.ports.values import Notice, Offer, TaskReport
+from roost.ports.values import Notice, Offer, PurchaseOption, TaskReport
 
 FREEZE_MARGIN_S = 15.0
 """Before a deadline, when the move starts even if a cell runs or no target is ready (seconds)."""
@@ -41,6 +45,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint whose chunks the standby host has."""
     fetched_s: float = 0.0
     """When it, or one that did not come, was asked for; 0: none was."""
+    better: Better | None = None
+    """Where it should be, when that is worth a move; looked at as long as it ``may_move_at_will``."""
 
 
 class WarmHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +203,43 @@ def _run(snapshot: Snapshot) -> list[Instruction]:
     old: list[Instruction] = [
         DropHost(claim_id=c, reason="the session moved on") for c in snapshot.session.old_claims
     ]
-    return old or _spare(snapshot)
+    return old or _towards(snapshot) or _spare(snapshot, wanted=snapshot.better is not None)
+
+
+def may_move_at_will(snapshot: Snapshot) -> bool:
+    """Whether the market may move it: nothing of it would be lost, and it has been here for a while."""
+    session, active = snapshot.session, snapshot.active
+    if active is None or active.instance is None or not active.usable:
+        return False
+    on_demand = active.instance.offer.purchase_option is not PurchaseOption.SPOT
+    rested = decision.rested(snapshot.now_s - session.kernel_since_s, on_demand=on_demand)
+    kept = session.checkpoint is not None and not session.checkpoint.refused and not session.kernel
+    running = session.state is SessionState.RUNNING and session.desired == "running"
+    return running and kept and rested and not session.stay and not session.move_asked
+
+
+def _towards(snapshot: Snapshot) -> list[Instruction]:
+    """To a better place: the standby host is to be there first."""
+    better, standby, active = snapshot.better, snapshot.standby, snapshot.active
+    instance = active.instance if active is not None else None
+    if better is None or instance is None:
+        return []
+    if standby is None:
+        return [
+            NeedHost(
+                role="standby",
+                away_from=(instance.offer,),
+                reason=f"a better place: {better.why}",
+                pool=better.offer,
+            )
+        ]
+    there = standby.instance is not None and standby.instance.offer.key == better.offer
+    if not there and standby.claim.prefer != better.offer:
+        why = f"{better.offer} is better: {better.why}"
+        return [DropHost(claim_id=standby.claim.id, reason=why)]
+    if _ready_target(snapshot) and not _busy(snapshot):
+        return [BeginMove(cause=Cause.MARKET, reason=better.why, offer=instance.offer)]
+    return []
 
 
 def _reason_to_move(snapshot: Snapshot) -> BeginMove | None:
@@ -314,7 +356,8 @@ def _spare(snapshot: Snapshot, *, wanted: bool = False) -> list[Instruction]:
 
 def _says_more(notice: Notice, move: Move) -> bool:
     """Whether a notice tells the move something new: a cause, or a deadline where there was none."""
-    return move.cause is Cause.ASKED or (move.deadline_s is None and notice.deadline_s is not None)
+    free = move.cause in (Cause.ASKED, Cause.MARKET)
+    return free or (move.deadline_s is None and notice.deadline_s is not None)
 
 
 def _unwanted(standby: ClaimView, move: Move | None) -> bool:

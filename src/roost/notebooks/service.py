@@ -38,6 +38,7 @@ class NotebookService:
         kernel: str = "",
         start_clouds: tuple[str, ...] = (),
         standby: bool = True,
+        stay: bool = False,
         page: bool = True,
     ) -> Session:
         """Record a session and return it at once; its routes hold until its kernel is up."""
@@ -54,6 +55,7 @@ class NotebookService:
             kernel=kernel,
             start_clouds=start_clouds,
             standby=standby,
+            stay=stay,
             page=page,
             created_s=self._clock.now_s(),
         )

@@ -30,7 +30,7 @@ from roost.ports.store import Row, Store, StoryLine
 from roost.ports.values import Image, Notice
 from roost.sim.edge import SimEdge, SimPublisher, SimRoutes, SimServers
 from roost.sim.hosts import Hub, SimLinks
-from roost.sim.market import odds, rank
+from roost.sim.market import advise, odds, rank
 from roost.sim.world import Life, World
 
 T = TypeVar("T")
@@ -169,6 +169,7 @@ class ControlPlane:
             LinkedKernels(self.links),
             SimRoutes(self.gateway),
             SimServers(world, self.life, servers),
+            advise,
         )
         self.jobs = JobService(self.store, clock, ids, blobs, lambda key: self.running.wake(key))
         self.job_loop = JobController(

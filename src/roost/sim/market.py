@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from math import exp
 from zlib import crc32
 
-from roost.fleet.model import RankedOffer
+from roost.fleet.model import Better, RankedOffer
+from roost.market import decision
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, Offer, PurchaseOption, Resources
 
@@ -52,7 +53,8 @@ def offers() -> list[Offer]:
 
 
 _HAZARDS = (0.02, 0.1, 0.5, 2.0)
-"""Losses per hour of the pools, as far as anybody can tell."""
+DOWN_USD_HOUR, FREEZE_S, LAUNCH_S, MOVE_S = 50.0, 3.0, 120.0, 3.0
+"""What an hour of being down costs; how long a freeze, a launch and a move take."""
 OFFERS: Sequence[Offer] = tuple(offers())
 
 
@@ -73,8 +75,28 @@ async def rank(ask: Ask) -> Sequence[RankedOffer]:
 
 
 async def odds(offers: Sequence[Offer], hours: float) -> list[float]:
-    """Implements ``fleet.model.Odds``: calm pools and shaky ones, always the same."""
-    return [exp(-_HAZARDS[crc32(o.key.encode()) % len(_HAZARDS)] * hours) for o in offers]
+    """Implements ``fleet.model.Odds``."""
+    return [exp(-hazard_hour(offer) * hours) for offer in offers]
+
+
+async def advise(held: Offer, ask: Ask) -> Better | None:
+    """Implements ``fleet.model.Advise``: by the rule of the market, over ``hazard_hour``."""
+    best = min((entry.offer for entry in await rank(ask)), key=_usd_hour)
+    move = decision.move_usd(DOWN_USD_HOUR, FREEZE_S, LAUNCH_S, MOVE_S, best.price_usd_hour)
+    if not decision.pays_to_move(_usd_hour(held), _usd_hour(best), decision.HOLD_H, move):
+        return None
+    return Better(offer=best.key, why=f"{_usd_hour(held):.2f} -> {_usd_hour(best):.2f} USD/h")
+
+
+def _usd_hour(offer: Offer) -> float:
+    down_s = decision.down_s(FREEZE_S, LAUNCH_S, MOVE_S, offer.notice_s)
+    loss = decision.loss_usd(DOWN_USD_HOUR, down_s)
+    return decision.rate(offer.price_usd_hour, 1.0, hazard_hour(offer), loss)
+
+
+def hazard_hour(offer: Offer) -> float:
+    """Losses per hour, as far as anybody can tell: calm pools and shaky ones, always the same."""
+    return _HAZARDS[crc32(offer.key.encode()) % len(_HAZARDS)]
 
 
 def _fits(offer: Offer, ask: Ask) -> bool:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from roost.ports.errors import Gone, NoCapacity
 from roost.ports.provider import (
     Capabilities,
+    Conditions,
     InstanceState,
     LedgerLine,
     Order,
     ProviderInstance,
 )
-from roost.ports.values import Notice
+from roost.ports.values import Notice, NoticeKind, Offer
 from roost.sim.world import World
 
 FORGET_S = 3_600.0
@@ -79,6 +80,8 @@ class SimProvider:
         self.machines: dict[str, Machine] = {}
         self._by_token: dict[str, Machine] = {}
         self._full: dict[tuple[str, int], float] = {}
+        self.conditions: Conditions | None = None
+        """A recorded market, as the local provider plays one."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -88,7 +91,7 @@ class SimProvider:
         known = self._by_token.get(order.token)
         if known is not None:
             return known.seen()
-        self._need_capacity(order.offer.key)
+        self._need_capacity(order.offer)
         machine = Machine(f"{self._name}-{len(self.machines):05d}", order, self._world.now_s())
         self.machines[machine.provider_id] = machine
         self._by_token[order.token] = machine
@@ -110,7 +113,7 @@ class SimProvider:
     async def start(self, provider_id: str) -> None:
         machine = self._known(provider_id)
         if machine.state is InstanceState.STOPPED:
-            self._need_capacity(machine.order.offer.key)
+            self._need_capacity(machine.order.offer)
             machine.state = InstanceState.PENDING
             machine.runs.append((self._world.now_s(), None))
             self._boot(machine)
@@ -157,7 +160,10 @@ class SimProvider:
             raise Gone(f"{self._name} knows no instance {provider_id!r}")
         return machine
 
-    def _need_capacity(self, pool: str) -> None:
+    def _need_capacity(self, offer: Offer) -> None:
+        pool = offer.key
+        if self.conditions is not None and self.conditions.refuses(offer, self._world.now_s()):
+            raise NoCapacity(f"{pool} is down in the recording", offer=pool)
         # Drawn per pool and window, not per call: who asks again soon is refused again.
         drawn = (pool, int(self._world.now_s() // REFUSAL_WINDOW_S))
         if drawn not in self._full:
@@ -183,6 +189,27 @@ class SimProvider:
         if machine.state is InstanceState.PENDING and machine.boots == boot:
             machine.state = InstanceState.RUNNING
             self._on_boot(machine)
+            self._foresee(machine)
+
+    def _foresee(self, machine: Machine) -> None:
+        offer = machine.order.offer
+        taken_s = self.conditions.taken_at_s(offer, machine.launched_s) if self.conditions else None
+        if taken_s is not None:
+            self._world.spawn(self._warn(machine, taken_s), f"warn {machine.provider_id}")
+
+    async def _warn(self, machine: Machine, taken_s: float) -> None:
+        """The recording takes it: a notice, then its end."""
+        offer = machine.order.offer
+        await asyncio.sleep(max(0.0, taken_s - offer.notice_s - self._world.now_s()))
+        if machine.state is InstanceState.RUNNING:
+            self._world.tally["notices"] += 1
+            notice = Notice(
+                kind=NoticeKind.INTERRUPTION,
+                seen_s=self._world.now_s(),
+                deadline_s=taken_s,
+                source=f"{offer.provider} metadata",
+            )
+            await self.interrupt(machine.provider_id, notice)
 
     async def _take(self, machine: Machine, deadline_s: float) -> None:
         await asyncio.sleep(max(0.0, deadline_s - self._world.now_s()))

@@ -6,7 +6,8 @@ import pytest
 from roost.market.advisor import rank
 from roost.market.catalogue import Catalogue
 from roost.market.service import Market
-from roost.market.watch import changes, holding
+from roost.market.survival import Hazard
+from roost.market.watch import better, changes, holding
 from roost.ports.values import Ask
 from tests.unit.market.offers import CONTEXT
 from tests.unit.market.test_advisor import made
@@ -50,6 +51,24 @@ def test_a_new_band_is_told_as_survival():
 @pytest.fixture(scope="module")
 def market() -> Market:
     return Market(Catalogue.load())
+
+
+def test_a_session_moves_for_what_an_hour_saves(market):
+    ask = Ask(vcpus=4, memory_gib=16)
+    dear = market.catalogue.resolve("aws/apne2-az1/m5.xlarge/spot")
+    stays = better(market, dear, ask)
+    assert stays is not None
+    assert not stays.move
+    assert "within 1 h" in stays.why
+    hazard = Hazard(expected=0.5, low=0.1, high=1.0, source="observed")
+    columns = market.catalogue.columns
+    row = int(columns.find(*dear.key.split("/"))[0])
+    live = market.catalogue.with_columns(columns.with_live({row: hazard}, {}))
+    leaves = better(Market(live), dear, ask)
+    assert leaves is not None
+    assert leaves.move, leaves.why
+    assert "stability" in leaves.why
+    assert better(market, dear, Ask(vcpus=4, memory_gib=16, max_usd_hour=1e-6)) is None
 
 
 def test_a_move_has_to_pay_within_a_day_and_not_walk_down_the_ladder(market):

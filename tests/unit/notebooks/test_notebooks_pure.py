@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from roost.fleet import demand
-from roost.fleet.model import Claim, ClaimState, ClaimView, Instance, InstanceState
+from roost.fleet.model import Better, Claim, ClaimState, ClaimView, Instance, InstanceState
+from roost.market import decision
 from roost.notebooks import machine
 from roost.notebooks import plan as planning
 from roost.notebooks.model import Cause, Phase, Session, SessionState
@@ -189,6 +190,68 @@ def test_a_notice_during_an_asked_move_makes_it_urgent() -> None:
     urged = machine.urge(asked, cause=found.cause, reason=found.reason, deadline_s=found.deadline_s)
     assert urged.move is not None
     assert urged.move.deadline_s == NOW + 120
+
+
+BETTER = Better(offer=offer("azure").key, why="saves $2 within 1 h, the move costs $0.05")
+
+
+def test_a_better_place_is_prepared_and_then_moved_to_between_two_cells() -> None:
+    s = session(checkpoint=CHECKPOINT)
+    (dropped,) = plan(s, better=BETTER)
+    assert isinstance(dropped, demand.DropHost)
+    assert "saves $2" in dropped.reason
+    (need,) = plan(s, standby=None, better=BETTER)
+    assert isinstance(need, demand.NeedHost)
+    assert (need.role, need.pool, need.away_from) == ("standby", BETTER.offer, (offer("aws"),))
+    there = view("c-2", "azure", tasks=(STANDBY,))
+    asked = planning.Prefetch(host_id="i-c-2", checkpoint="d")
+    assert plan(s, standby=there, better=BETTER) == [asked]
+    ready = {"standby": there, "better": BETTER, "fetched": "d"}
+    assert plan(s, active=view("c-1", "aws", tasks=(BUSY,)), **ready) == [], "a cell runs"
+    (found,) = plan(s, **ready)
+    assert isinstance(found, planning.BeginMove)
+    assert (found.cause, found.reason, found.deadline_s) == (Cause.MARKET, BETTER.why, None)
+    noticed = view("c-1", "aws", notice=NOTICE, tasks=(KERNEL,))
+    (urgent,) = plan(s, **{**ready, "active": noticed})
+    assert isinstance(urgent, planning.BeginMove)
+    assert urgent.cause is Cause.NOTICE
+
+
+def test_a_notice_during_a_move_at_will_makes_it_urgent() -> None:
+    begun = machine.begin_move(session(), cause=Cause.MARKET, reason="r", now_s=NOW)
+    (found,) = plan(begun, active=view("c-1", "aws", notice=NOTICE))
+    assert isinstance(found, planning.Urge)
+
+
+REFUSED = msgspec.structs.replace(
+    CHECKPOINT, refused=(VariableReport(name="f", outcome="refused", reason="a socket"),)
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "may"),
+    [
+        ({}, True),
+        ({"kernel_since_s": NOW - 60}, False),
+        ({"stay": True}, False),
+        ({"checkpoint": None}, False),
+        ({"checkpoint": REFUSED}, False),
+        ({"kernel": "bash"}, False),
+        ({"move_asked": "by a person"}, False),
+        ({"desired": "stopped"}, False),
+    ],
+)
+def test_the_market_moves_only_what_loses_nothing_and_has_stayed_a_while(
+    fields: dict[str, object], may: bool
+) -> None:
+    settled = session(checkpoint=CHECKPOINT, kernel_since_s=NOW - decision.REST_S)
+    snapshot = planning.Snapshot(
+        session=msgspec.structs.replace(settled, **fields),
+        active=view("c-1", "aws", tasks=(KERNEL,)),
+        standby=None,
+        now_s=NOW,
+    )
+    assert planning.may_move_at_will(snapshot) is may
 
 
 def test_a_capture_gets_what_is_left_of_the_notice_and_three_tries() -> None:

@@ -39,6 +39,9 @@ def start(
         typer.Option(help="Another language, e.g. bash: it moves with its files and begins anew."),
     ] = "",
     standby: Annotated[bool, typer.Option(help="Keep a warm host to move to.")] = True,
+    stay: Annotated[
+        bool, typer.Option(help="Move only when it must, never because another place is better.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it runs.")] = True,
     json: JsonOption = False,
 ) -> None:
@@ -57,6 +60,7 @@ def start(
         kernel=kernel,
         start_clouds=tuple(start_cloud or ()),
         standby=standby,
+        stay=stay,
     )
     with errors():
         client = installation(ctx).client()

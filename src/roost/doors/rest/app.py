@@ -144,6 +144,7 @@ class RestDoor:
             kernel=kernel_of(body.kernel),
             start_clouds=body.start_clouds,
             standby=body.standby,
+            stay=body.stay,
             page=body.page,
         )
         return answer(await self._views.session(session), status=201)

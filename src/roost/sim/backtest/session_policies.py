@@ -109,8 +109,8 @@ class Roost:
     Prices and costs in hours of the machine on demand.
     """
 
-    HORIZON = 1
-    """Number of the horizon that rates are made of, and within which a move must pay: 1 h."""
+    HORIZON = HORIZONS_H.index(decision.HOLD_H)
+    """Number of the horizon that rates are made of, and within which a move must pay."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -125,6 +125,9 @@ class Roost:
         return ON_DEMAND if best is None else best
 
     def better(self, seen: Seen) -> int | None:
+        stayed_s = seen.now_s - seen.since_s
+        if not decision.rested(stayed_s, on_demand=seen.place == ON_DEMAND):
+            return None
         rates = self.rates(seen)
         best = min(rates, key=lambda z: rates[z])
         if seen.place is None or seen.place not in rates or best == seen.place:
@@ -137,8 +140,7 @@ class Roost:
             timing.move_s,
             1.0 if best == ON_DEMAND else seen.price[best],
         )
-        horizon_h = HORIZONS_H[self.HORIZON]
-        pays = decision.pays_to_move(rates[seen.place], rates[best], horizon_h, move)
+        pays = decision.pays_to_move(rates[seen.place], rates[best], decision.HOLD_H, move)
         return best if pays else None
 
     def rates(self, seen: Seen) -> dict[int, float]:
