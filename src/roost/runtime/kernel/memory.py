@@ -78,7 +78,7 @@ def clusters(ranges: Iterable[Range]) -> list[list[Range]]:
 
 
 def joined(ranges: Iterable[Range]) -> list[Range]:
-    """One range for those that overlap without being the same; the lender who has all of it is in it."""
+    """One range for those that overlap without being the same, by address; who lends all of it is in it."""
     found = []
     for cluster in clusters(ranges):
         places = {(one.start, one.end) for one in cluster}

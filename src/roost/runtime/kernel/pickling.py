@@ -4,6 +4,7 @@ The bytes are both the data and the fingerprint. Runs on the main thread only. N
 ``len`` or ``repr`` on a user's object; what the user's own ``__reduce__`` does is the user's.
 """
 
+import bisect
 import copyreg
 import ctypes
 import gc
@@ -178,10 +179,10 @@ class _Storing:
 
     def joined(self, start: int, size: int) -> Range | None:
         """The range that several kinds of objects share and that this one is a part of."""
-        for one in self._joined:
-            if one.start <= start and start + size <= one.end:
-                return one
-        return None
+        place = bisect.bisect_right(self._joined, start, key=lambda one: one.start)
+        if not place or start + size > self._joined[place - 1].end:
+            return None
+        return self._joined[place - 1]
 
     def _keep(self, buffer: pickle.PickleBuffer) -> bool:
         """Collect big buffers; true means: in band."""

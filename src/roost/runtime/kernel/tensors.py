@@ -76,10 +76,10 @@ def reduce_tensor(pickler: Any, value: Any) -> Any:
     """A view of a storage that is stored once, with gradient, hooks and attributes."""
     torch = sys.modules["torch"]
     kind = type(value)
-    _at_home(pickler, value)
     if not _plain_kind(torch, kind):
         return NotImplemented
     with torch._C.DisableTorchFunctionSubclass():
+        _at_home(pickler, value)
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise Refusal("a tensor inside a transformation of torch.func", GRAPH_ADVICE)
         wanted = value.requires_grad
