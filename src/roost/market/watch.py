@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from roost.market import decision
-from roost.market.advisor import Ranked, differences
+from roost.market.advisor import Ranked, cost, differences
 from roost.market.service import Explanation, Market
 from roost.ports.errors import Invalid
 from roost.ports.values import Ask, Offer
@@ -103,11 +103,15 @@ def _survives(p: float, known: bool) -> str:
 
 def better(market: Market, held: Offer, ask: Ask) -> Holding | None:
     """Whether a session on ``held`` should move to the best offer for ``ask``: when that pays within
-    ``decision.HOLD_H``. None when nothing else fits, or the market does not know what is held.
+    ``decision.HOLD_H``. None when nothing that fits is better, or the market does not know what is held.
     """
     try:
-        best = market.why(market.rank(ask, 1)[0].offer.key, ask)
-        return holding(market.why(held.key, ask), best, decision.HOLD_H)
+        best = market.rank(ask, 1)[0]
+        now = cost(market.catalogue.resolve(held.key), market.context(ask, 1))
+        if now.total <= best.usd_useful_hour:  # mostly: the rest takes ten times as long
+            return None
+        found = market.why(best.offer.key, ask)
+        return holding(market.why(held.key, ask), found, decision.HOLD_H)
     except Invalid:
         return None
 

@@ -68,6 +68,9 @@ def test_a_session_moves_for_what_an_hour_saves(market):
     assert leaves is not None
     assert leaves.move, leaves.why
     assert "stability" in leaves.why
+    best = market.rank(ask, 1)[0].offer
+    away = msgspec.structs.replace(ask, avoid_pools=(best.key,))
+    assert better(market, best, away) is None, "nothing is better"
     assert better(market, dear, Ask(vcpus=4, memory_gib=16, max_usd_hour=1e-6)) is None
 
 
