@@ -112,6 +112,10 @@ def _surges(m: Memory, use: Usage, y: Minutes, surging: bool) -> None:
     m.level = y.mean(max(0, y.size - surges.LEVEL), y.size) / 60.0
     if surging:
         m.lasting = surges.lasting(y, round(use.start_s / 60.0))
+        # To a service that sleeps the few requests that wake it are all there is to learn from.
+        if not use.sleeps:
+            share = surges.sudden(y, math.ceil(use.ahead_s / 60.0), max(1.0, m.dispersion))
+            m.sudden = min(1.0, share / use.late_share)
         m.lasting_until_s = use.end_s + 3600.0
     # Each moment once: those of the new minute, at first all there are.
     last = round((use.end_s - m.minute_s) / use.recent_s) if m.jumps_seen else len(use.recent)
@@ -132,7 +136,8 @@ def _judge(m: Memory, use: Usage) -> None:
         late, total = use.late[first:last], use.total[first:last]
         # What starts from zero uses its own part of the objective.
         target = use.late_share * (risk.TARGET_AWAKE if use.sleeps else risk.TARGET)
-        m.z = risk.corrected(m.z, late, total, m.day_mean, target, use.end_s - m.born_s)
+        gain = risk.gain(use.end_s - m.born_s, m.sudden)
+        m.z = risk.corrected(m.z, late, total, m.day_mean, target, gain)
     m.judged_s = max(m.judged_s, until_s)
 
 

@@ -52,6 +52,9 @@ class Memory(msgspec.Struct, kw_only=True, array_like=True, omit_defaults=False)
     """Per size of a surge: the part of it a new host will see (``surges``) …"""
     lasting_until_s: float = 0.0
     """… and when to learn it anew."""
+    sudden: float = 1.0
+    """Requests that came in surges faster than hosts, relative to the late ones that are allowed: at most 1,
+    which also stands for what is not known."""
     jumping: tuple[float, ...] = ()
     """Per size of a jump of a few seconds: the part of it the next minute has …"""
     jumps_seen: tuple[float, ...] = ()

@@ -65,6 +65,12 @@ class Loads:
             concurrency=concurrency,
         )
 
+    def only(self, rows: Ints) -> "Loads":
+        """Those of ``rows``."""
+        return Loads(
+            self.service_s[rows], self.spread[rows], self.slack_s[rows], self.concurrency[rows]
+        )
+
 
 _GRID = 40
 """Numbers of replicas that are tried at once; around the best one all are tried that lie between."""

@@ -16,6 +16,8 @@ LEVEL = 10
 """Minutes of the level a surge rises from."""
 _AFTER = 3
 """Minutes over which what is left of a surge is counted."""
+_ROOM = 0.6
+"""What replicas that suit a level can take beyond it without being late."""
 _BELIEF = 3.0
 """Surges of each class that lasted, taken as seen before the first: what is not known is taken to last."""
 _FLOOR = 0.05
@@ -36,6 +38,24 @@ def lasting(y: Minutes, ahead: int) -> tuple[float, ...]:
     after = (y.sums[at + ahead + _AFTER] - y.sums[at + ahead]) / _AFTER
     age = (y.size - at) / DAY
     return parts(*_seen(y.values[at], level, after, y.day_mean, _FADE**age))
+
+
+def sudden(y: Minutes, ahead: int, dispersion: float) -> float:
+    """Share of all requests that came in surges faster than hosts: late ones of a service that only reacts.
+
+    Counted is what a minute has clearly above what would do for the level ``ahead`` minutes before. 1 = not
+    known, for less than a day of history.
+    """
+    before = ahead + _AFTER
+    at = np.arange(before, y.size)
+    if y.gaps is not None:
+        at = at[y.gaps[at + 1] == y.gaps[at - before]]
+    if len(at) < DAY:
+        return 1.0
+    level = (y.sums[at - ahead] - y.sums[at - before]) / _AFTER
+    there = (1.0 + _ROOM) * level + CLEARLY * np.sqrt(np.maximum(level, 1.0) * dispersion)
+    every = float(y.values[at].sum())
+    return float(np.maximum(y.values[at] - there, 0.0).sum()) / every if every > 0 else 1.0
 
 
 def jumps(

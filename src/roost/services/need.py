@@ -19,6 +19,8 @@ KEEP_S = 120.0
 """What was needed a moment ago keeps its hosts for so long."""
 SLOW_S = 10.0
 """From this mean service time on, what is in the system says more than the arrivals of the last minute."""
+LEAST_LATE = 1e-5
+"""Of all requests: an objective of none is met as if it were this one."""
 _DRAIN_S = 60.0
 """A backlog shall be gone in so long."""
 
@@ -92,7 +94,7 @@ def usage(s: ServiceState, group: GroupState, o: Observation) -> learn.Usage:
         total=s.total,
         failing=s.failing,
         bound_s=s.objective.bound_s,
-        late_share=s.objective.late,
+        late_share=max(LEAST_LATE, s.objective.late),
         ahead_s=group.boot_p95_s + s.start_p95_s + o.period_s,
         start_s=group.boot_p50_s + s.start_p50_s,
         sleeps=s.min == 0,

@@ -7,6 +7,7 @@ one service needs is ``services/need.py``; here all services of a decision are c
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roost.scaling import forecast, hosts, learn, memory, risk
 from roost.scaling.arrivals import Floats
@@ -86,11 +87,11 @@ def _refresh(
         return
     at = [place for place, _ in made]
     chosen = [memories[place] for place in at]
-    loads = _loads([observation.services[place] for place in at], chosen)
+    states = [observation.services[place] for place in at]
     prices, means = _prices(chosen)
     ups, holds = np.array([f.up for _, f in made]), np.array([f.hold for _, f in made])
-    up = cheapest(ups, forecast.MASS, loads, prices, means)
-    hold = cheapest(holds, forecast.MASS, loads, prices, means)
+    up = _worth(ups, forecast.MASS, states, chosen, prices, means)
+    hold = cheapest(holds, forecast.MASS, _loads(states, chosen), prices, means)
     for m, high, low in zip(chosen, up.tolist(), hold.tolist(), strict=True):
         m.up, m.hold = high, low
 
@@ -118,9 +119,8 @@ def _now(
     prices = np.minimum(prices, risk.NOW)
     # Without history the present is what is usual.
     means = np.where(means > 0, means, known[:, 0])
-    loads = _loads(services, memories)
-    found: list[int] = cheapest(known, np.ones(1), loads, prices, means).tolist()
-    return found
+    counts: list[int] = _worth(known, np.ones(1), services, memories, prices, means).tolist()
+    return counts
 
 
 def _later(
@@ -139,6 +139,26 @@ def _later(
     )
     for at, count in zip(passing, counts, strict=True):
         found[at] = (now[at], count)
+    return found
+
+
+def _worth(
+    rates: Floats,
+    odds: Floats,
+    services: Sequence[ServiceState],
+    memories: Sequence[Memory],
+    prices: Floats,
+    means: Floats,
+) -> NDArray[np.int64]:
+    """The cheapest replicas of each service; those it does not have yet must be worth their start as well."""
+    loads = _loads(services, memories)
+    found = cheapest(rates, odds, loads, prices, means)
+    have = np.array([m.replicas for m in memories], np.int64)
+    more = np.flatnonzero(found > have)
+    if len(more):
+        dear = np.array([risk.started(memories[at].sudden) for at in more.tolist()]) * prices[more]
+        started = cheapest(rates[more], odds, loads.only(more), dear, means[more])
+        found[more] = np.maximum(have[more], started)
     return found
 
 

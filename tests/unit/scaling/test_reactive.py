@@ -137,11 +137,18 @@ def test_what_passes_soon_has_to_do_with_the_slots_there_are() -> None:
 
 def test_late_requests_make_careful_and_their_absence_careless() -> None:
     minutes = np.full(60, 100.0)
-    old_s = 9 * 86400.0
-    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008, old_s)
-    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, old_s)
-    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008, old_s)
-    assert risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, 3600.0) < better
+    usual = risk.gain(9 * 86400.0, 0.0)
+    worse = risk.corrected(0.5, minutes * 0.1, minutes, 100.0, 0.008, usual)
+    better = risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, usual)
+    unknown = risk.corrected(0.5, minutes * math.nan, minutes, 100.0, 0.008, usual)
+    assert risk.corrected(0.5, minutes * 0.0, minutes, 100.0, 0.008, 2.0 * usual) < better
     assert worse > 0.5 > better >= 0.0
     assert unknown == 0.5
     assert risk.price(1.0) < risk.price(0.5) < 1.0
+
+
+def test_a_new_service_learns_faster_and_most_where_surges_are_harmless() -> None:
+    old, bursty, steady = risk.gain(9 * 86400.0, 0.0), risk.gain(60.0, 1.0), risk.gain(60.0, 0.0)
+    assert old < bursty < risk.gain(60.0, 0.5) < steady
+    assert risk.gain(9 * 86400.0, 1.0) == old
+    assert risk.started(1.0) == 1.0 < risk.started(0.0)

@@ -41,6 +41,17 @@ def test_what_is_not_known_lasts() -> None:
     assert surges.left(9.0, 10.0, 0.0) == 9.0
 
 
+def test_only_what_comes_faster_than_hosts_is_a_danger() -> None:
+    ramps = USUAL * (1.0 + np.abs(np.arange(3 * DAY) % 240 - 120) / 60.0)
+    assert surges.sudden(Minutes(ramps), 4, 1.0) == 0.0
+    bursts = Minutes(_surging(6))
+    # Six minutes of 1,500 in 120; five of them are not yet in the level a host was asked for at.
+    late = 5 * (1500 - 1.6 * 600 - 3 * math.sqrt(600))
+    assert surges.sudden(bursts, 4, 1.0) == pytest.approx(late / (114 * 600 + 6 * 1500), rel=0.05)
+    assert surges.sudden(bursts, 4, 30.0) < surges.sudden(bursts, 4, 1.0)
+    assert surges.sudden(Minutes(_surging(6)[:1000]), 4, 1.0) == 1.0, "too little is known"
+
+
 @pytest.mark.parametrize(("lasts", "least", "most"), [(1, -0.01, 0.35), (30, 0.9, 1.01)])
 def test_jumps_of_seconds(lasts: int, least: float, most: float) -> None:
     recent = np.where(np.arange(180) % 60 < lasts, 400.0, 100.0)

@@ -3,16 +3,20 @@
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roost.scaling import memory
+from roost.scaling.memory import Memory
 from roost.scaling.policies import Predictive, Scheduled, Step, StepRule, TargetTracking
 from roost.services.observation import (
     GroupState,
     HostPhase,
     HostState,
+    Objective,
     Observation,
     Plan,
     ServiceState,
@@ -92,6 +96,25 @@ def test_hosts_are_launched_for_surges_that_last(lasts: int, more: bool) -> None
     assert ("will pass" in got.reason) is not more
 
 
+def test_a_start_must_be_worth_it_where_surges_are_harmless() -> None:
+    calm = _decide(_service())
+    steady = memory.load(calm.services["web"].memory)
+    assert steady is not None
+    assert steady.sudden == 0.0
+    bursty = msgspec.structs.replace(steady, sudden=1.0)
+
+    def needed(known: Memory, rate: float) -> int:
+        recent = np.full(180, rate / 6)
+        s = _service(recent=recent, memory=memory.dump(known))
+        return _decide(s, now_s=NOW + 10).services["web"].needed
+
+    rates = [PER_MINUTE * (1.2 + 0.05 * n) for n in range(20)]
+    pairs = [(needed(steady, rate), needed(bursty, rate)) for rate in rates]
+    assert all(few <= many for few, many in pairs)
+    assert any(few < many for few, many in pairs)
+    assert pairs[-1][0] > calm.services["web"].replicas, "what is clearly needed is started"
+
+
 def test_noticed_and_draining_hosts_are_no_capacity() -> None:
     lost = tuple(replace(h, phase=HostPhase.NOTICED) for h in _hosts(2))
     plan = _decide(_service(), hosts=(*lost, HostState(id="d", phase=HostPhase.DRAINING)))
@@ -132,6 +155,14 @@ def test_limits_hold_always(
     assert 1 <= plan.groups["default"].hosts <= 3
     if person is not None:
         assert got.replicas == min(high, max(low, person))
+
+
+def test_nobody_shall_be_late_is_an_objective_too() -> None:
+    late, total = np.full(30, 1.0), np.full(30, PER_MINUTE)
+    s = _service(objective=Objective(late=0.0), late=late, total=total)
+    plan = _decide(s)
+    later = _decide(_again(s, plan), now_s=NOW + 300)
+    assert later.services["web"].needed >= 6
 
 
 def test_max_below_min_is_said() -> None:
