@@ -2,7 +2,8 @@
 
 Each case runs on a plain kernel left alone, and on a kernel with the engine that is told of a notice (or is
 killed without one) and continued in a new process after SIGKILL. Right: the outputs of the checks are equal.
-Refused: they differ and the restore report names what they ask for. Wrong: they differ silently.
+Refused: they differ and the restore report, or an error of ours, names what they ask for. Wrong: they differ
+silently.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from bench.sessions.cases import Case, load
 from bench.sessions.kernels import Kernel, fresh
 
 WITHIN_S = 12
+_SAID = ("error:GraphLeftBehind:", "error:DeviceMissing:")
+"""Errors of our own that say by name what was left behind, where it is asked for."""
 RUN_S = 1.2
 """How long the running cell has run when the notice comes."""
 
@@ -116,7 +119,7 @@ def judge(case: Case, folder: Path) -> Outcome:
         said = any(
             n in case.asked or n.startswith(("process", "figure", "output", "task", "timer"))
             for n in refused
-        )
+        ) or any(line.startswith(_SAID) for lines in found for line in lines)
         made.verdict = "refused" if said else "wrong"
         made.detail = (
             "; ".join(

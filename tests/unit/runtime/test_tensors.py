@@ -191,6 +191,17 @@ def test_modules_that_refuse_to_be_pickled_and_loaders_under_way() -> None:
     assert [b.tolist() for b in found["loader"]] == [b.tolist() for b in loader]
 
 
+def test_an_optimizer_keeps_its_hooks_and_what_its_class_leaves_out() -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(2))
+    made, steps = torch.optim.LBFGS([weight], max_iter=2), list[Any]()
+    made.register_step_post_hook(lambda *_: steps.append(1))
+    found = moved(made=made, weight=weight, steps=steps)
+    assert found["made"].param_groups[0]["params"][0] is found["weight"]
+    found["made"].step(lambda: (found["weight"] ** 2).sum())
+    assert found["steps"] == [1]
+
+
 def test_a_script_resumes_with_shared_memory_and_the_random_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

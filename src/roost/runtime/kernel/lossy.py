@@ -1,7 +1,8 @@
 """Objects of libraries that leave something out when they are pickled, or refuse to be: stored as they are.
 
 pandas' blocks say who else has their memory (a write through one must not be seen by the others), statsmodels
-makes a formula's design anew with functions it hopes to find, a soup is parsed again beside its elements.
+makes a formula's design anew with functions it hopes to find, a soup is parsed again beside its elements, an
+optimizer of torch forgets its hooks.
 """
 
 import sys
@@ -65,4 +66,5 @@ LATE: dict[tuple[str, str], Handler] = {
     ("pandas.core.internals.managers", "SingleBlockManager"): reduce_series,
     ("statsmodels.base.data", "ModelData"): reduce_as_it_is,
     ("bs4", "BeautifulSoup"): reduce_as_it_is,
+    ("torch.optim", "Optimizer"): reduce_as_it_is,
 }

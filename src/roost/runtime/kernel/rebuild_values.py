@@ -107,8 +107,9 @@ def weak_proxy(target: Any) -> Any:
 def target_of(proxy: Any) -> Any:
     """What a proxy stands for, None when that is gone."""
     ask = ctypes.pythonapi["PyWeakref_GetObject"]
-    ask.argtypes, ask.restype = (ctypes.py_object,), ctypes.c_void_p
-    place = ask(proxy)
+    # By its address: ctypes would ask what the proxy stands for, which may be gone.
+    ask.argtypes, ask.restype = (ctypes.c_void_p,), ctypes.c_void_p
+    place = ask(id(proxy))
     return ctypes.cast(place, ctypes.py_object).value if place else None
 
 
