@@ -202,6 +202,23 @@ def test_an_optimizer_keeps_its_hooks_and_what_its_class_leaves_out() -> None:
     assert found["steps"] == [1]
 
 
+def test_the_default_generator_is_itself_and_a_tensor_that_only_stands_for_others_is_walked() -> (
+    None
+):
+    torch = pytest.importorskip("torch")
+
+    class Standing(torch.Tensor):  # type: ignore[misc, name-defined]
+        __torch_dispatch__ = classmethod(lambda *_: None)
+
+    made = torch.Tensor._make_wrapper_subclass(Standing, (2,))
+    walker = Walker(vars(sys.modules["__main__"]), Singletons(), ())
+    assert not walker.reach(made).memory
+    own = torch.Generator().manual_seed(3)
+    found = moved(default=torch.default_generator, own=own)
+    assert found["default"] is torch.default_generator
+    assert torch.equal(torch.rand(2, generator=found["own"]), torch.rand(2, generator=own))
+
+
 def test_a_script_resumes_with_shared_memory_and_the_random_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -64,6 +64,12 @@ def typed_storage(untyped: Any, dtype: str) -> Any:
     )
 
 
+def limits(kind: str, dtype: str) -> Any:
+    """What numbers of a kind can be."""
+    torch = _torch()
+    return getattr(torch, kind)(getattr(torch, dtype))
+
+
 # --- tensors -------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import rebuild_tensors
+from roost.runtime.kernel import rebuild, rebuild_tensors
 from roost.runtime.kernel.homing import AtHome
 from roost.runtime.kernel.memory import Range
 from roost.runtime.kernel.naming import dict_of, mro_of
@@ -49,9 +49,12 @@ def storages(torch: Any, value: Any) -> list[tuple[int, Range | None]]:
     """Address of each storage that a tensor (or storage) has, and where its memory lies on the host."""
     found = []
     for one in _storages(torch, value):
-        on_host = one.device.type == "cpu" and one.nbytes()
-        start = one.data_ptr() if on_host else 0
-        found.append((one._cdata, Range(start, start + on_host, torch) if start else None))
+        try:
+            size = one.nbytes() if one.device.type == "cpu" else 0
+            start = one.data_ptr() if size else 0
+        except RuntimeError:  # of a tensor that only stands for others
+            start = 0
+        found.append((one._cdata, Range(start, start + size, torch) if start else None))
     return found
 
 
@@ -76,6 +79,8 @@ def reduce_tensor(pickler: Any, value: Any) -> Any:
     """A view of a storage that is stored once, with gradient, hooks and attributes."""
     torch = sys.modules["torch"]
     kind = type(value)
+    if (place := pickler.around.singletons.where(value)) is not None:
+        return rebuild.module_attribute, place
     if not _plain_kind(torch, kind):
         return NotImplemented
     with torch._C.DisableTorchFunctionSubclass():
@@ -199,9 +204,10 @@ def _accelerated(torch: Any) -> bool:
 
 
 def reduce_generator(pickler: Any, value: Any) -> Any:
-    """torch's own way, where it can be gone."""
+    """The library's own by its name, others in torch's own way where it can be gone."""
     _at_home(pickler, value)
-    return NotImplemented
+    place = pickler.around.singletons.where(value)
+    return NotImplemented if place is None else (rebuild.module_attribute, place)
 
 
 def reduce_cupy(_pickler: Any, value: Any) -> Any:
@@ -231,12 +237,19 @@ def reduce_compiled(_pickler: Any, value: Any) -> Any:
     return rebuild_tensors.compiled, (value._orig_mod, value.dynamo_ctx)
 
 
+def reduce_limits(_pickler: Any, value: Any) -> Any:
+    """``torch.finfo`` and ``torch.iinfo``."""
+    return rebuild_tensors.limits, (type(value).__name__, str(value.dtype))
+
+
 _DEVICE = "make it again after a move: it belongs to the device"
 LATE: dict[tuple[str, str], Handler] = {
     ("torch", "Tensor"): reduce_tensor,
     ("torch", "UntypedStorage"): reduce_storage,
     ("torch", "TypedStorage"): reduce_typed,
     ("torch", "Generator"): reduce_generator,
+    ("torch", "finfo"): reduce_limits,
+    ("torch", "iinfo"): reduce_limits,
     ("cupy", "ndarray"): reduce_cupy,
     ("torch._dynamo.eval_frame", "OptimizedModule"): reduce_compiled,
     ("torch.utils.data.dataloader", "_BaseDataLoaderIter"): reduce_loading,
