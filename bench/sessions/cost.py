@@ -53,7 +53,7 @@ note = {"step": 1}
     "print(float(a[:5].sum()), int(b[-1]), df.shape, float(df['h'].iloc[-1]), words['s'].iloc[-1], note)",
 )
 TENSORS = Big(
-    "import torch, numpy",
+    "import torch, torch._dynamo, numpy",
     """
 import torch
 torch.manual_seed(0)

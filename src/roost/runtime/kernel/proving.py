@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel import rebuild, rebuild_tensors
+from roost.runtime.kernel import rebuild, rebuild_state, rebuild_tensors
 from roost.runtime.kernel.cells import names_of
 from roost.runtime.kernel.chunks import DamagedChunk, Reader
 from roost.runtime.kernel.format import Entry, Group
@@ -29,6 +29,7 @@ _LIBRARIES = (
 """They put memory into their objects as it is and look at it when they are used."""
 _OWN: Mapping[str, frozenset[str]] = {
     rebuild.__name__: frozenset({"array", "same"}),
+    rebuild_state.__name__: frozenset({"instance", "fill_instance"}),
     rebuild_tensors.__name__: frozenset({"storage", "tensor", "fill"}),
     "collections": frozenset({"OrderedDict", "defaultdict"}),
     "torch": frozenset({"Tensor"}),
