@@ -127,6 +127,25 @@ def _(made: Any) -> None:
     assert column.tolist() == [1.0, 2.0] and df["a"].tolist() == [9.0, 2.0] and limits.bits == 32
 
 
+def universal() -> Any:
+    seen: list[int] = []
+    np.savez("three.npz", q=np.ones(3))
+
+    def add(x: int, y: int) -> int:
+        seen.append(x)
+        return x + y
+
+    archive: Any = np.load("three.npz")
+    return seen, np.frompyfunc(add, 2, 1), np.add, archive
+
+
+@trial(universal)
+def _(made: Any) -> None:
+    seen, own, add, archive = made
+    assert own.reduce([1, 2, 3]) == 6 and seen == [1, 3] and add is np.add
+    assert archive["q"].sum() == archive.f.q.sum() == 3 and archive.files == ["q"]
+
+
 @refused
 def part_of_records() -> Any:
     return np.array([(1, "a")], dtype=[("n", "i4"), ("o", object)])["o"]

@@ -4,6 +4,7 @@ import collections
 import itertools
 import pickle
 import re
+import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -45,6 +46,7 @@ MAKERS: list[Callable[[], Any]] = [
     lambda: reversed(ORDERED.items()),
     lambda: iter(lambda: 3, 3),
     lambda: itertools.tee(numbers(5), 2)[1],
+    lambda: struct.iter_unpack("<h", bytes(range(8))),
 ]
 if sys.version_info >= (3, 12):
     MAKERS.append(lambda: itertools.batched(numbers(7), 3))

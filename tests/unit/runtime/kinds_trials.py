@@ -54,6 +54,24 @@ def refused(make: Callable[[], Any]) -> Callable[[], Any]:
 # --- files ---------------------------------------------------------------------------------------
 
 
+def own_builtins() -> Any:
+    space: dict[str, Any] = {"k": 3, "__builtins__": {"len": len}}
+    exec("def f(x): return len(x) + k\ndef bad(): return open\nboth = [f, bad]", space)
+    file = io.BytesIO(b"abc")
+    return space, functools.cmp_to_key(lambda x, y: y - x), file, file.getbuffer()
+
+
+@trial(own_builtins)
+def _(made: Any) -> None:
+    space, key, file, lent = made
+    assert list(space)[:2] == ["k", "__builtins__"] and space["both"][0]("ab") == 5
+    with contextlib.suppress(NameError):
+        raise AssertionError(space["bad"]())
+    assert sorted([1, 3, 2], key=key) == [3, 2, 1] and key(5) < key(3)
+    lent[0] = 90
+    assert file.getvalue() == b"Zbc"
+
+
 def half_iterated() -> Any:
     Path("t.txt").write_text("".join(f"line {n} é\n" for n in range(2000)), encoding="utf-8")
     Path("crlf.txt").write_bytes(b"one\r\ntwo\r\nthree\r\n")

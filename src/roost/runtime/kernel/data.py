@@ -1,6 +1,7 @@
 """Arrays, views of memory, and C data: what shares memory still shares it afterwards."""
 
 import ctypes
+import gc
 import io
 import sys
 from typing import Any
@@ -61,6 +62,11 @@ def _part(source: Any, whole: memoryview, value: memoryview) -> Any:
     )  # fmt: skip
 
 
+def reduce_lent(_pickler: Storing, value: Any) -> Any:
+    """What ``BytesIO.getbuffer`` shows."""
+    return rebuild_data.lent, (gc.get_referents(value)[0],)
+
+
 # --- numpy ---------------------------------------------------------------------------------------
 
 
@@ -88,6 +94,21 @@ def reduce_object_array(array: Any) -> Any:
 def reduce_flat(_pickler: Storing, value: Any) -> Any:
     """``array.flat`` where it stands."""
     return rebuild_data.flat_iterator, (value.base, value.index)
+
+
+def reduce_arrays(_pickler: Storing, value: Any) -> Any:
+    """What ``numpy.load`` gives for an archive: it goes on with its file."""
+    state = {name: one for name, one in vars(value).items() if name != "f"}
+    bag = None if value.f is None else type(value.f)
+    return rebuild_data.blank, (type(value), bag), state, None, None, rebuild_data.fill_arrays
+
+
+def reduce_ufunc(_pickler: Storing, value: Any) -> Any:
+    """A universal function: by name, or made again of the function that ``frompyfunc`` was given."""
+    functions = [one for one in gc.get_referents(value) if callable(one)]
+    if "(vectorized)" not in value.__name__ or len(functions) != 1:
+        return NotImplemented
+    return rebuild_data.universal, (functions[0], value.nin, value.nout, value.identity)
 
 
 # --- pandas and Arrow ----------------------------------------------------------------------------
@@ -236,11 +257,14 @@ def reduce_record(_pickler: Storing, value: Any) -> Any:
     return rebuild_data.record, (base, value.dtype, place - start)
 
 
-EXACT: dict[type, Handler] = {memoryview: reduce_memoryview}
+with io.BytesIO().getbuffer() as _LENT:
+    EXACT: dict[type, Handler] = {memoryview: reduce_memoryview, type(_LENT.obj): reduce_lent}
 BASES: dict[type, Handler] = {_DATA: reduce_ctypes, ctypes.CDLL: reduce_library}
 LATE: dict[tuple[str, str], Handler] = {
     ("numpy", "flatiter"): reduce_flat,
+    ("numpy", "ufunc"): reduce_ufunc,
     ("numpy", "void"): reduce_record,
+    ("numpy.lib.npyio", "NpzFile"): reduce_arrays,
     ("pandas.io.parsers.readers", "TextFileReader"): reduce_text_reader,
     ("pyarrow", "Table"): reduce_arrow,
     ("pyarrow", "RecordBatch"): reduce_arrow,

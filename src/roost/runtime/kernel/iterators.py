@@ -11,6 +11,7 @@ import gc
 import itertools
 import os
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,26 @@ def reduce_match(pickler: Any, value: re.Match[Any]) -> Any:
     raise Refusal("a match that is not found again", "keep its groups instead")
 
 
+# --- packed data -------------------------------------------------------------------------------------
+
+
+def reduce_struct(_pickler: Any, value: struct.Struct) -> Any:
+    """A format that was compiled."""
+    return struct.Struct, (value.format,)
+
+
+def reduce_unpacking(_pickler: Any, value: Any) -> Any:
+    """What ``struct.iter_unpack`` gives, where it stands."""
+    held = _held(value)
+    if not held:
+        return iter, ((),)
+    form = next(one for one in held if type(one) is struct.Struct)
+    source = next(one for one in held if one is not form)
+    with memoryview(source) as whole:
+        consumed = whole.nbytes // form.size - value.__length_hint__()
+    return rebuild.unpacking, (form, source, consumed)
+
+
 # --- folders -----------------------------------------------------------------------------------------
 
 
@@ -222,6 +243,8 @@ EXACT: dict[type, Handler] = {
     type(iter(set())): reduce_set_iterator,
     itertools.pairwise: reduce_pairwise,
     type(_SCANNER): reduce_scanner,
+    struct.Struct: reduce_struct,
+    type(struct.iter_unpack("b", b"")): reduce_unpacking,
     re.Match: reduce_match,
     type(_FOLDER): reduce_scandir,
     os.DirEntry: reduce_entry,

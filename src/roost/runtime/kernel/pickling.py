@@ -5,6 +5,7 @@ The bytes are both the data and the fingerprint. Runs on the main thread only. N
 """
 
 import bisect
+import builtins
 import copyreg
 import ctypes
 import gc
@@ -196,11 +197,7 @@ class _Storing:
         flags = flags_of(kind)
         if flags & CLASS:
             return reduce_class
-        if kind is types.FunctionType:
-            return reduce_function
-        if kind is types.CellType:
-            return reduce_cell
-        if (exact := _EXACT.get(id(kind))) is not None:
+        if (exact := _CODE.get(id(kind)) or _EXACT.get(id(kind))) is not None:
             return exact
         if self._numpy is not None and kind is self._numpy.ndarray:
             return reduce_array
@@ -349,9 +346,25 @@ def reduce_function(pickler: GroupPickler, function: types.FunctionType) -> Any:
     if sys.version_info >= (3, 12) and function.__type_params__:
         slots["__type_params__"] = function.__type_params__
     where = place_of(pickler.around.namespace, function.__globals__)
-    arguments = (function.__code__, where, function.__name__, function.__closure__)
+    arguments: tuple[Any, ...] = (
+        function.__code__, where, function.__name__, function.__closure__,
+    )  # fmt: skip
+    own = vars(types.FunctionType)["__builtins__"].__get__(function)
+    if type(where) is dict and own is not vars(builtins):
+        arguments += (own,)
     state = (function.__dict__, slots)
     return rebuild.make_function, arguments, state, None, None, rebuild.set_function
+
+
+def reduce_builtin(_pickler: GroupPickler, function: types.BuiltinFunctionType) -> Any:
+    """A library's function in C, also while the notebook has put another in its place."""
+    home = function.__self__
+    if type(home) is not types.ModuleType:
+        return NotImplemented
+    there = globals_of(home).get(function.__name__, function)
+    if there is function or type(function.__module__) is not str:
+        return NotImplemented
+    return rebuild.displaced, (function.__module__, function.__name__)
 
 
 def reduce_cell(_pickler: GroupPickler, cell: types.CellType) -> Any:
@@ -361,6 +374,13 @@ def reduce_cell(_pickler: GroupPickler, cell: types.CellType) -> Any:
     except ValueError:
         return rebuild.make_cell, ()
     return rebuild.make_cell, (), (content,), None, None, rebuild.set_cell
+
+
+_CODE: dict[int, Handler] = {
+    id(types.FunctionType): reduce_function,
+    id(types.BuiltinFunctionType): reduce_builtin,
+    id(types.CellType): reduce_cell,
+}
 
 
 def reduce_class(_pickler: GroupPickler, cls: type) -> Any:

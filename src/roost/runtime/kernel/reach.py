@@ -110,9 +110,11 @@ class Walker:
         numpy: Any = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
         self._record: Any = getattr(numpy, "void", None)
+        self._flat: Any = getattr(numpy, "flatiter", self)
+        self._ufunc: Any = getattr(numpy, "ufunc", self)
         self._specials: dict[int, tuple[type, type | None]] = {}
         self._descriptor = widgets.descriptor_kind()
-        self._opaque = {id(getattr(numpy, name, None)) for name in ("dtype", "ufunc")}
+        self._dtype: Any = getattr(numpy, "dtype", self)
         self._torch = tensors.loaded()
         self._memories: dict[int, tuple[type, bool]] = {}
 
@@ -173,6 +175,10 @@ class Walker:
             return [*gc.get_referents(value), *held]
         if special is logging.Logger:
             return [value.handlers, value.filters]  # its manager knows every other logger
+        if kind is self._flat:
+            return [value.base]  # which the collector is not told of
+        if kind is self._ufunc:
+            return gc.get_referents(value) or None  # of ``frompyfunc``: the function under it
         if self._by_name(value, kind):
             return None
         if self._array is not None and any(
@@ -270,7 +276,7 @@ class Walker:
 
     def _by_name(self, value: Any, kind: type) -> bool:
         """Whether another process has it already."""
-        if id(kind) in self._opaque or self._singletons.where(value) is not None:
+        if kind is self._dtype or self._singletons.where(value) is not None:
             return True
         special = self._special(kind)
         if special is self._descriptor and special is not None:

@@ -44,6 +44,18 @@ def same(value: Any) -> Any:
     return value
 
 
+DISPLACED: dict[tuple[str, str], Any] = {}
+"""Functions in C that restored patches took the place of, by module and name."""
+
+
+def displaced(module: str, name: str) -> Any:
+    """A function in C that a patch stands in the place of, or will."""
+    found = DISPLACED.get((module, name)) or getattr(importlib.import_module(module), name)
+    if type(found) is not types.BuiltinFunctionType:
+        raise ValueError(f"{module}.{name} is patched here")
+    return found
+
+
 # --- functions and classes of the notebook -------------------------------------------------------
 
 
@@ -52,13 +64,29 @@ def make_function(
     where: str | dict[str, Any] | None,
     name: str,
     closure: tuple[types.CellType, ...] | None,
+    builtins: dict[str, Any] | None = None,
 ) -> types.FunctionType:
-    """A function over live globals: the namespace (None), a module's, or a dictionary of its own."""
+    """A function over live globals: the namespace (None), a module's, or a dictionary of its own.
+
+    ``builtins``: where it looks for what its globals do not have, when that is not Python's own.
+    """
     if where is None:
         where = namespace()
     elif isinstance(where, str):
         where = rebuild_state.module(where).__dict__
-    return types.FunctionType(code, where, name, None, closure)
+    if builtins is None:
+        return types.FunctionType(code, where, name, None, closure)
+    # A function takes its builtins out of its globals once; these may be filled only afterwards.
+    there = "__builtins__" in where
+    before = where.get("__builtins__")
+    where["__builtins__"] = builtins
+    try:
+        return types.FunctionType(code, where, name, None, closure)
+    finally:
+        if there:
+            where["__builtins__"] = before
+        else:
+            del where["__builtins__"]
 
 
 def set_function(

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import io
 import itertools
 import sys
 from pathlib import Path
@@ -183,6 +184,28 @@ def flat_iterator(array: Any, index: int) -> Any:
     for _ in itertools.islice(made, index):
         pass
     return made
+
+
+def blank(kind: Any, bag: Any) -> Any:
+    """An archive of numpy before it is filled; ``bag``: the class of its look by attribute."""
+    made = kind.__new__(kind)
+    made.f = bag and bag(made)
+    return made
+
+
+def fill_arrays(made: Any, state: dict[str, Any]) -> None:
+    """Its file and the names in it."""
+    vars(made).update(state)
+
+
+def universal(function: Any, nin: int, nout: int, identity: Any) -> Any:
+    """What ``numpy.frompyfunc`` makes."""
+    return importlib.import_module("numpy").frompyfunc(function, nin, nout, identity=identity)
+
+
+def lent(file: io.BytesIO) -> Any:
+    """The memory of a file in memory, which cannot change its size while it is shown."""
+    return file.getbuffer().obj
 
 
 def whole(source: Any, readonly: bool) -> memoryview:

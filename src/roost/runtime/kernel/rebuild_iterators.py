@@ -69,6 +69,11 @@ def match(pattern: Any, how: str, string: Any, start: int, end: int) -> re.Match
     return found
 
 
+def unpacking(form: Any, source: Any, consumed: int) -> Iterator[Any]:
+    """``Struct.iter_unpack``, where it stood."""
+    return _onward(form.iter_unpack(source), consumed)
+
+
 def read_folder() -> Any:
     """``os.scandir`` that has come to its end."""
     found = os.scandir(os.curdir)

@@ -44,6 +44,14 @@ def reduce_cached(pickler: Storing, value: Any) -> Any:
     )  # fmt: skip
 
 
+def reduce_key(_pickler: Storing, value: Any) -> Any:
+    """What ``functools.cmp_to_key`` made, or an object in its order."""
+    compares = next(one for one in gc.get_referents(value) if one is not type(value))
+    wraps = getattr(value, "obj", None)
+    made = functools.cmp_to_key(compares)
+    return (functools.cmp_to_key, (compares,)) if wraps is None else (made, (wraps,))
+
+
 def _cached(value: Any) -> list[tuple[Any, Any]]:
     """Keys and results, the oldest first."""
     info = value.cache_info()
@@ -306,6 +314,7 @@ EXACT: dict[type, Handler] = {
     super: reduce_super,
     random.SystemRandom: reduce_random,
     functools._lru_cache_wrapper: reduce_cached,
+    type(functools.cmp_to_key(min)): reduce_key,
     typing.NewType: reduce_typing,
     typing.ParamSpec: reduce_typing,
     typing.TypeVarTuple: reduce_typing,

@@ -89,7 +89,6 @@ AFTER: dict[str, tuple[Get, Set]] = {
     "resource limits": (system.resources, system.set_resources),
     "interpreter settings": (system.switching, system.set_switching),
     "garbage collector": (system.collector, system.set_collector),
-    "decimal context": (system.decimals, system.set_decimals),
     "decimal templates": (settings.templates, settings.set_templates),
     "csv": (settings.dialects, settings.set_dialects),
     "socket timeout": (settings.timeout, settings.set_timeout),
@@ -118,7 +117,7 @@ def set_context(value: Any, base: common.Baseline, shell: Any) -> None:
 
 CONTEXT = f"{PREFIX}contextvars"
 IN_CONTEXT: dict[str, Set] = {
-    "decimal context": system.set_decimals,
+    f"{PREFIX}decimal context": system.set_decimals,
     "numpy options": libraries.set_numpy_options,
     CONTEXT: set_context,
     f"{PREFIX}numpy errcall": libraries.set_call,
@@ -130,11 +129,13 @@ _PLACES: dict[str, Callable[[str, Any, common.Baseline, Any], None]] = {
     "trace": hooks.place,
     "profile": hooks.place,
     "finders": hooks.place,
+    "overloads": hooks.place,
     "stream": hooks.place,
     "error": hooks.place,
     "warnings": hooks.place,
     "loop": hooks.place_loop,
     "numpy": lambda _name, value, base, shell: libraries.set_call(value, base, shell),
+    "decimal": lambda _name, value, base, shell: system.set_decimals(value, base, shell),
     "codec": patches.place_codec,
     "logger": logs.place,
     "contextvars": context.place,
@@ -166,7 +167,7 @@ def prepare(
 widen = modules.widen
 names_files = leftovers.names_files
 _MOVING = frozenset({"timers", "temporary files", "shell log", "autoreload"})
-_STILL = (f"{PREFIX}logger ", f"{PREFIX}error")
+_STILL = (f"{PREFIX}logger ", f"{PREFIX}error", f"{PREFIX}decimal context")
 
 
 def still(state: Collection[str], objects: Collection[tuple[str, Any]]) -> bool:
@@ -182,6 +183,8 @@ def objects(base: common.Baseline, shell: Any) -> Iterator[tuple[str, Any]]:
             yield PREFIX + name, value
     if (call := libraries.call()) is not None:
         yield f"{PREFIX}numpy errcall", call
+    if (numbers := system.decimals(base)) is not None:
+        yield f"{PREFIX}decimal context", numbers
     for name, value in leftovers.objects(base, shell):
         yield PREFIX + name, value
     for name, value in ipython.objects(base, shell):

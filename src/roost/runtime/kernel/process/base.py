@@ -4,11 +4,18 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 PREFIX = "process: "
 """Names of groups that hold a piece of process state: ``process: signal SIGUSR1``."""
+
+
+_folder = os.getcwd  # which a notebook may patch
+
+
+def here() -> str:
+    """The working directory."""
+    return _folder()
 
 
 class Baseline:
@@ -36,7 +43,7 @@ class Baseline:
         """Take folder, paths and environment as they are now for the baseline."""
         self.env = dict(os.environ)
         self.sys_path = list(sys.path)
-        self.root = str(Path.cwd())
+        self.root = here()
 
     def steady(self, name: str, items: Iterable[Any]) -> list[Any]:
         """A list of these items; the same list as last time while they are the same objects."""

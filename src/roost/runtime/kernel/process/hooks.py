@@ -6,11 +6,12 @@ import signal
 import socket
 import sys
 import types
+import typing
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from roost.runtime.kernel.naming import foreign
+from roost.runtime.kernel.naming import BY_VALUE, foreign
 from roost.runtime.kernel.process.base import Baseline
 from roost.runtime.kernel.refusal import Refusal
 
@@ -60,7 +61,16 @@ def objects(base: Baseline) -> Iterator[tuple[str, Any]]:
     if isinstance(error := getattr(sys, "last_value", None), BaseException):
         yield "error", error
 
+    yield from _overloads(base)
     yield from _loop(base)
+
+
+def _overloads(base: Baseline) -> Iterator[tuple[str, Any]]:
+    """What ``typing.get_overloads`` knows of the notebook's functions."""
+    registry: Any = getattr(typing, "_overload_registry", {})
+    homes = [registry[name] for name in ("__main__", *BY_VALUE) if name in registry]
+    if found := [one for home in homes for lines in home.values() for one in lines.values()]:
+        yield "overloads", base.steady("overloads", found)
 
 
 _NAMED = frozenset(int(kind) for kind in signal.Signals)
@@ -79,6 +89,10 @@ def place(name: str, value: Any, _base: Baseline, _shell: Any) -> None:
         return
     if kind_of == "warnings":
         setattr(warnings, _SHOW, value)
+        return
+    if kind_of == "overloads":
+        for function in value:
+            typing.overload(function)
         return
     if kind_of == "finders":
         for index, one in value:

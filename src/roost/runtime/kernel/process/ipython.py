@@ -159,6 +159,7 @@ def settings(base: Baseline, shell: Any) -> Any:
             if n not in noted["hidden"] and type(n) is str and not n.startswith("_")
         ),
         "visited": [str(p) for p in visited] if len(visited) > 1 else [],
+        "pushed": list(shell.dir_stack),
     }  # fmt: skip
     return made if any(made.values()) else None
 
@@ -187,6 +188,7 @@ def set_settings(value: dict[str, Any], _base: Baseline, shell: Any) -> None:
             shell.user_ns_hidden[name] = shell.user_ns[name]
     if value["visited"] and type(shell.user_ns.get("_dh")) is list:
         shell.user_ns["_dh"][:] = value["visited"]
+    shell.dir_stack[:] = value.get("pushed", ())
 
 
 def aliases(base: Baseline, shell: Any) -> Any:

@@ -3,6 +3,7 @@
 import importlib
 import random
 import sys
+import warnings
 from typing import Any
 
 from roost.runtime.kernel.naming import globals_of
@@ -105,11 +106,11 @@ def pandas_options(base: Baseline, _shell: Any) -> Any:
     known = base.noted.setdefault("pandas", {})
     if len(known) != len(config._registered_options):
         for key, option in list(config._registered_options.items()):
-            known[key] = (*config._get_root(key), option.defval, key in config._deprecated_options)
+            known[key] = (*config._get_root(key), option.defval)
     changed = {}
-    for key, (holder, leaf, default, old) in known.items():
+    for key, (holder, leaf, default) in known.items():
         value = holder.get(leaf, default)
-        if value is not default and not old and value != default:
+        if value is not default and value != default:
             changed[key] = value
     return changed or None
 
@@ -117,8 +118,10 @@ def pandas_options(base: Baseline, _shell: Any) -> Any:
 def set_pandas_options(value: dict[str, Any], _base: Baseline, _shell: Any) -> None:
     """Set them."""
     pandas = importlib.import_module("pandas")
-    for key, option in value.items():
-        pandas.set_option(key, option)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one is deprecated was said when the notebook set it
+        for key, option in value.items():
+            pandas.set_option(key, option)
 
 
 def plot_options(_base: Baseline, _shell: Any) -> Any:

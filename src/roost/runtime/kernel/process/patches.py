@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from roost.runtime.kernel import rebuild
 from roost.runtime.kernel.naming import (
     BY_VALUE,
     HEAP_TYPE,
@@ -328,7 +329,12 @@ class _Scope:
                 return _inside(home, name) if name else home
             return self._namespace.get(node.id)
         if isinstance(node, ast.Attribute):
-            return _inside(self.value(node.value), node.attr)
+            inner = self.value(node.value)
+            of_class = node.attr == "__class__" and inner is not None
+            return type(inner) if of_class else _inside(inner, node.attr)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "type":
+            inner = self.value(node.args[0]) if len(node.args) == 1 else None
+            return None if inner is None else type(inner)
         return None
 
     def place(self, node: Any) -> tuple[str, str] | None:
@@ -520,6 +526,8 @@ def place(name: str, value: Any, base: Baseline, _shell: Any) -> None:
     if type(former) is type(value) and _filled(former, value):
         pass  # the library's other references to it see the change
     elif holder is home:
+        if type(former) is types.BuiltinFunctionType:
+            rebuild.DISPLACED.setdefault((module, attribute), former)
         setattr(home, attribute, value)
     elif not is_class(holder):
         vars(holder)[attribute] = value

@@ -10,10 +10,9 @@ import socket
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
-from roost.runtime.kernel.process.base import Baseline, relative, resolved
+from roost.runtime.kernel.process.base import Baseline, here, relative, resolved
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIMITS = (
@@ -37,6 +36,7 @@ def note(_shell: Any) -> dict[str, Any]:
         "digits": sys.get_int_max_str_digits(),
         "timeout": socket.getdefaulttimeout(),
         "resources": _resources(),
+        "decimals": _decimals(),
     }
 
 
@@ -45,7 +45,7 @@ def note(_shell: Any) -> dict[str, Any]:
 
 def folder(base: Baseline, _shell: Any) -> Any:
     """Working directory."""
-    return relative(str(Path.cwd()), base.root)
+    return relative(here(), base.root)
 
 
 def set_folder(value: str, base: Baseline, _shell: Any) -> None:
@@ -221,9 +221,16 @@ def set_timers(value: dict[int, tuple[float, float]], _base: Baseline, _shell: A
         )
 
 
-def decimals(_base: Baseline, _shell: Any) -> Any:
-    """The decimal context."""
-    return decimal.getcontext()
+def decimals(base: Baseline) -> Any:
+    """The decimal context, when it was changed or something of the notebook may hold it."""
+    known, holders = base.noted["system"]["decimals"]
+    now = decimal.getcontext()
+    return now if sys.getrefcount(now) > holders or repr(now) != known else None
+
+
+def _decimals() -> tuple[str, int]:
+    now = decimal.getcontext()
+    return repr(now), sys.getrefcount(now)
 
 
 def set_decimals(value: decimal.Context, _base: Baseline, _shell: Any) -> None:
