@@ -33,6 +33,8 @@ UNDERSCORES = ("_", "__", "___")
 _HISTORY = re.compile(r"_i+|_i\d+|_ih|_oh|_dh|In|Out")
 _ODD = frozenset({"_", "I", "O"})
 """First letters of names that may be the shell's own."""
+_COMPILED = ("__builtins_dict__", "__compiled_fn_", "__resume_at_", "__import_torch_")
+"""What ``torch.compile`` puts into the namespace for code that it compiles anew elsewhere."""
 _NUMBERED = re.compile(r"_(\d+)")
 _CONTAINERS = frozenset(id(kind) for kind in (list, dict, tuple, set, frozenset))
 
@@ -278,10 +280,12 @@ class Collector:
                 yield f"figure {key}", manager.canvas.figure
 
     def _is_history(self, name: str) -> bool:
-        """Whether the shell keeps its inputs or outputs under this name: there is one more with each cell."""
+        """Whether the shell keeps its inputs or outputs under this name (there is one more with each cell),
+        or a compiler what it made."""
         known = self._history.get(name)
         if known is None:
-            known = self._history[name] = _HISTORY.fullmatch(name) is not None
+            found = _HISTORY.fullmatch(name) is not None or name.startswith(_COMPILED)
+            known = self._history[name] = found
         return known
 
     # --- groups ----------------------------------------------------------------------------------
