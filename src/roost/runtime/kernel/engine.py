@@ -424,7 +424,7 @@ class Engine(Captures):
                 ok=bool(result.success),
                 parsed=parsed if parsed.rstrip("\n") != code.rstrip("\n") else "",
                 file=asking.file_name(self.shell, code, parsed),
-                seconds=round(time.monotonic() - self._begun_s, 3),
+                seconds=(time.monotonic() - self._begun_s).__round__(3),
             )
         )
         if self.mover is not None:

@@ -232,7 +232,7 @@ def _keep_report(where: Path, number: int, done: Restored) -> None:
     """The report beside the capture; a folder one may not write to costs only that."""
     content = {
         "number": number,
-        "seconds": round(done.seconds, 3),
+        "seconds": done.seconds.__round__(3),
         "verifying": done.unproven.names if done.unproven else [],
         "entries": [asdict(entry) for entry in done.report],
     }

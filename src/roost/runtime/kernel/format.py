@@ -233,7 +233,7 @@ def _plain_group(group: Group) -> dict[str, Any]:
         "fingerprint": group.fingerprint,
         "extents": _plain(group.extents),
         "buffers": [[_plain(b.extents), b.size, b.readonly] for b in group.buffers],
-        "seconds": round(group.seconds, 6),
+        "seconds": group.seconds.__round__(6),  # a notebook may have replaced `round`
         "notes": [asdict(note) for note in group.notes],
     }
 
