@@ -11,20 +11,17 @@ from roost.fleet import demand
 from roost.fleet.model import Claim, ClaimState, ClaimView, Instance, InstanceState
 from roost.jobs import machine, plan
 from roost.jobs.deadline import Chance, Standing, Where, decide
-from roost.jobs.model import Job, JobState, RunRecord
+from roost.jobs.model import Job, RunRecord
 from roost.ports.errors import Invalid
 from roost.ports.values import (
     Ask,
     HostReport,
-    Image,
-    Offer,
     PurchaseOption,
-    Resources,
     TaskReport,
 )
+from tests.unit.jobs.given import IMAGE, JOB, SPOT
 
 HOUR = 3600.0
-IMAGE = Image(name="python", python="3.11")
 
 
 def standing(slack_h: float, *, left_h: float = 10.0, on: Where = Where.WAIT) -> Standing:
@@ -94,19 +91,7 @@ def test_it_never_waits_past_the_last_moment(slack: float, left: float, risk: fl
 
 
 def job(**more: object) -> Job:
-    base = Job(
-        id="j-1",
-        name="train",
-        state=JobState.ACCEPTED,
-        epoch=0,
-        token="t",
-        argv=("python", "train.py"),
-        ask=Ask(),
-        image=IMAGE,
-        files="sent",
-        deadline_s=10 * HOUR,
-        work_s=8 * HOUR,
-    )
+    base = msgspec.structs.replace(JOB, deadline_s=10 * HOUR, work_s=8 * HOUR)
     return msgspec.structs.replace(base, **more)
 
 
@@ -134,16 +119,7 @@ def planned(
 
 CALM = Chance(pool="aws/r-1/m5.large/spot", price=0.03, soon=0.001, hour=0.006)
 SHAKY = msgspec.structs.replace(CALM, soon=0.2, hour=0.7)
-OFFER = Offer(
-    provider="aws",
-    region="r",
-    zone="r-1",
-    instance_type="m5.large",
-    purchase_option=PurchaseOption.ON_DEMAND,
-    price_usd_hour=0.1,
-    on_demand_usd_hour=0.1,
-    resources=Resources(vcpus=2, memory_gib=8),
-)
+OFFER = msgspec.structs.replace(SPOT, purchase_option=PurchaseOption.ON_DEMAND, price_usd_hour=0.1)
 
 
 def test_a_job_asks_for_the_pool_that_was_chosen_and_no_other() -> None:

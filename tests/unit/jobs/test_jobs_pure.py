@@ -13,42 +13,18 @@ from roost.ports.jobs import JobReport, SavedFiles, SavedOutput
 from roost.ports.values import (
     Ask,
     HostReport,
-    Image,
     Notice,
     NoticeKind,
-    Offer,
-    PurchaseOption,
-    Resources,
     TaskReport,
 )
+from tests.unit.jobs.given import IMAGE, JOB
+from tests.unit.jobs.given import SPOT as OFFER
 
-IMAGE = Image(name="python", python="3.11")
-OFFER = Offer(
-    provider="aws",
-    region="r",
-    zone="r-1",
-    instance_type="m5.large",
-    purchase_option=PurchaseOption.SPOT,
-    price_usd_hour=0.03,
-    on_demand_usd_hour=0.1,
-    resources=Resources(vcpus=2, memory_gib=8),
-)
 INTERRUPTION = Notice(kind=NoticeKind.INTERRUPTION, seen_s=0.0, deadline_s=120.0, source="imds")
 
 
 def job(state: JobState = JobState.ACCEPTED, **more: object) -> Job:
-    base = Job(
-        id="j-1",
-        name="train",
-        state=JobState.ACCEPTED,
-        epoch=0,
-        token="t",
-        argv=("python", "train.py"),
-        ask=Ask(),
-        image=IMAGE,
-        files="sent",
-        claim_id="c-1",
-    )
+    base = msgspec.structs.replace(JOB, claim_id="c-1")
     if state is not JobState.ACCEPTED:
         base = machine.begin(base, "i-1", OFFER, 10.0)
     if state is JobState.LEAVING:

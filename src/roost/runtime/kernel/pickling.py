@@ -127,9 +127,17 @@ def _copyreg() -> dict[type, Any]:
 class _Storing:
     """What the picklers here have in common: handlers for awkward kinds, and what they ask for."""
 
-    def _prepare(
-        self, around: Surroundings, in_band_bytes: int, joined: Sequence[Range], ask: bool
+    def __init__(
+        self,
+        file: io.BytesIO,
+        around: Surroundings,
+        in_band_bytes: int,
+        joined: Sequence[Range],
+        *,
+        ask: bool = False,
     ) -> None:
+        self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
+        super().__init__(file, protocol=5, buffer_callback=self._keep)  # type: ignore[call-arg]
         self.around = around
         self._in_band_bytes = in_band_bytes
         self.root = around.root
@@ -227,33 +235,9 @@ class _Storing:
 class GroupPickler(_Storing, cloudpickle.Pickler):
     """Stores one group. Handlers for awkward kinds come first, cloudpickle's second."""
 
-    def __init__(
-        self,
-        file: io.BytesIO,
-        around: Surroundings,
-        in_band_bytes: int,
-        joined: Sequence[Range] = (),
-        *,
-        ask: bool = False,
-    ) -> None:
-        self.dispatch_table = around.table  # looked up once, by the C pickler's own __init__
-        super().__init__(file, protocol=5, buffer_callback=self._keep)
-        self._prepare(around, in_band_bytes, joined, ask)
-
 
 class DeepPickler(_Storing, vars(pickle)["_Pickler"]):  # type: ignore[misc]
     """The same in Python, which nests deeper: from 3.12 on C code has a fixed limit."""
-
-    def __init__(
-        self,
-        file: io.BytesIO,
-        around: Surroundings,
-        in_band_bytes: int,
-        joined: Sequence[Range] = (),
-    ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._keep)
-        self.dispatch_table = around.table
-        self._prepare(around, in_band_bytes, joined, ask=False)
 
 
 def dump(
